@@ -1,3 +1,74 @@
-//! placeholder
+//! The developer's commands: one entry here, one file each.
 
-fn main() {}
+mod bench;
+mod build_ebpf;
+mod cluster;
+mod deps;
+mod image;
+mod run;
+mod term;
+mod test;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, runs, tests and measures orch"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Starts a cluster on this machine and waits until it is Ready; installs what is missing first
+    Up(cluster::up::Options),
+    /// Stops the cluster and leaves nothing behind
+    Down,
+    /// Shows what of a cluster is on this machine: processes, namespaces, mounts, cgroups, links, pins
+    Residue,
+    /// Imports OCI or docker archives into every node
+    LoadImage {
+        /// The archives
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Builds container images from Debian packages, without a registry or a Docker engine
+    BuildImage {
+        /// Folders with an image.toml; all of deploy/images when none is given
+        recipes: Vec<PathBuf>,
+    },
+    /// Builds the eBPF programs with whichever toolchain the machine has
+    BuildEbpf,
+    /// Runs the tests, after setting up what they need
+    Test(test::Options),
+    /// Measures; prints tables and writes JSON under target/bench/
+    Bench(bench::Options),
+}
+
+fn main() {
+    let outcome = match Cli::parse().command {
+        Command::Up(options) => cluster::up::run(&options),
+        Command::Down => cluster::down::run(),
+        Command::Residue => cluster::residue::run(),
+        Command::LoadImage { files } => cluster::load_image::run(&files),
+        Command::BuildImage { recipes } => image::run(&recipes),
+        Command::BuildEbpf => build_ebpf_command(),
+        Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
+    };
+    if let Err(error) = outcome {
+        term::fail(&error);
+        std::process::exit(1);
+    }
+}
+
+fn build_ebpf_command() -> anyhow::Result<()> {
+    deps::install(&[deps::Need::Ebpf])?;
+    build_ebpf::build().map(|object| term::done(&format!("built {}", object.display())))
+}

@@ -1,0 +1,13 @@
+//! A cluster on this machine: each node a network namespace with its own containerd and agent.
+
+pub mod cgroup;
+pub mod down;
+pub mod kubectl;
+pub mod layout;
+pub mod load_image;
+pub mod network;
+pub mod node;
+pub mod process;
+pub mod residue;
+pub mod state;
+pub mod up;

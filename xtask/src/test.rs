@@ -1,0 +1,91 @@
+//! `cargo xtask test`: every test, with what it needs set up first.
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::{
+    build_ebpf,
+    cluster::{load_image, residue, state::State, up},
+    deps::{self, Need},
+    image, run, term,
+};
+
+/// What `test` takes.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Only tests whose name contains this
+    filter: Option<String>,
+    /// Only the tests of the crates: no cluster is started
+    #[arg(long, conflicts_with = "cluster")]
+    crates: bool,
+    /// Only the tests that need a cluster
+    #[arg(long)]
+    cluster: bool,
+}
+
+/// Runs the tests of all crates, then those on a cluster of two nodes, which it starts and stops.
+///
+/// # Errors
+/// When a test fails, or something is left behind.
+pub fn run(options: &Options) -> Result<()> {
+    deps::require_root("the tests")?;
+    deps::install(&[Need::Build, Need::Ebpf, Need::Cluster, Need::Test])?;
+    let step = term::step("building the eBPF programs");
+    build_ebpf::build()?;
+    step.done();
+    if !options.cluster {
+        cargo_test(
+            &["--workspace", "--exclude", "orch-tests"],
+            options.filter.as_deref(),
+            &[],
+        )?;
+    }
+    if !options.crates {
+        on_cluster(options)?;
+    }
+    Ok(())
+}
+
+fn on_cluster(options: &Options) -> Result<()> {
+    let before = State::load()?;
+    if before.is_none() && !residue::scan().is_empty() {
+        bail!("something of a cluster is on this machine but no cluster: run `cargo xtask down` first");
+    }
+    up::run(&up::Options {
+        nodes: Some(before.as_ref().map_or(2, |state| state.nodes.max(2))),
+        store: None,
+    })?;
+    let outcome = tests(options);
+    if before.is_none() && (outcome.is_ok() || std::env::var_os("CI").is_some()) {
+        crate::cluster::down::run()?;
+    } else if outcome.is_err() {
+        term::hint("the cluster is left up for a look; stop it with `cargo xtask down`");
+    }
+    outcome
+}
+
+fn tests(options: &Options) -> Result<()> {
+    let recipes = image::all_recipes()?;
+    let archives = recipes
+        .iter()
+        .map(|recipe| image::build(recipe))
+        .collect::<Result<Vec<_>>>()?;
+    load_image::run(&archives)?;
+    // One at a time: they measure what a user sees, and two cores are soon busy.
+    cargo_test(
+        &["-p", "orch-tests"],
+        options.filter.as_deref(),
+        &["--test-threads=1"],
+    )
+}
+
+fn cargo_test(what: &[&str], filter: Option<&str>, args: &[&str]) -> Result<()> {
+    let mut cargo = run::command("cargo", ["test"]);
+    cargo
+        .args(what)
+        .args(filter)
+        .arg("--")
+        .args(args)
+        .current_dir(run::root());
+    run::show(&mut cargo)
+}
