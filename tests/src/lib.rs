@@ -1,1 +1,77 @@
-//! Tests that need a running cluster.
+//! What the cluster tests share: kubectl, namespaces that clean up after themselves, requests, patience.
+//!
+//! `cargo xtask test` starts the cluster of two nodes that they need, loads the example images and runs them.
+
+pub mod http;
+pub mod kubectl;
+pub mod load;
+pub mod namespace;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// The first node's address.
+pub const NODE1: &str = "172.30.0.11";
+/// The second node's address.
+pub const NODE2: &str = "172.30.0.12";
+/// The names of both nodes.
+pub const NODES: [&str; 2] = ["orch-node1", "orch-node2"];
+/// A shell, curl and busybox.
+pub const TOOLBOX: &str = "orch.local/toolbox:1";
+
+/// The workspace's root.
+#[must_use]
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Asks again until `check` gives a value; its last error is in the failure.
+///
+/// # Errors
+/// When the time is up.
+pub fn eventually<T>(what: &str, patience: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+    let began = Instant::now();
+    loop {
+        match check() {
+            Ok(value) => return Ok(value),
+            Err(error) if began.elapsed() > patience => {
+                return Err(error).with_context(|| format!("{what}: not within {} s", patience.as_secs()));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// An `Ok` when the condition holds, for `eventually`.
+///
+/// # Errors
+/// When it does not.
+pub fn ensure(condition: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
+    if !condition {
+        bail!(otherwise());
+    }
+    Ok(())
+}
+
+/// The pid of a node's agent.
+///
+/// # Errors
+/// When the cluster is not up.
+pub fn agent_pid(node: &str) -> Result<i32> {
+    let file = root().join(format!("target/orch/{node}-agent.pid"));
+    let text = std::fs::read_to_string(&file).with_context(|| {
+        format!(
+            "no {}: run `cargo xtask test`, it starts the cluster",
+            file.display()
+        )
+    })?;
+    text.split(' ')
+        .next()
+        .unwrap_or("")
+        .parse()
+        .context("a pid file without a pid")
+}

@@ -97,7 +97,7 @@ fn closure(recipe: &Recipe) -> Result<BTreeSet<String>> {
             found.insert(package);
             for group in groups {
                 let met = |name: &String| recipe.exclude.contains(name) || found.contains(name);
-                if !group.iter().any(|name| met(name)) {
+                if !group.iter().any(met) {
                     // The first alternative that exists is what apt would take on an empty machine.
                     let chosen = group
                         .iter()

@@ -1,0 +1,85 @@
+//! A constant stream of requests, each on a connection of its own, and what became of them.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crate::http;
+
+/// A running stream; [`Load::stop`] ends it.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    workers: Vec<JoinHandle<Tally>>,
+}
+
+/// What became of the requests.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// How many were answered with 200.
+    pub answered: u64,
+    /// What went wrong with the others.
+    pub failures: Vec<String>,
+    /// How many answers each body got.
+    pub bodies: BTreeMap<String, u64>,
+}
+
+/// Requests `path` from `workers` threads, each with a short pause after an answer; ends by itself after two minutes.
+#[must_use]
+pub fn start(address: SocketAddr, path: &'static str, workers: usize) -> Load {
+    let stop = Arc::new(AtomicBool::new(false));
+    let workers = (0..workers)
+        .map(|_| {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || work(address, path, &stop))
+        })
+        .collect();
+    Load { stop, workers }
+}
+
+fn work(address: SocketAddr, path: &str, stop: &AtomicBool) -> Tally {
+    let mut tally = Tally::default();
+    for _ in 0..24_000 {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        match http::get(address, path) {
+            Ok(answer) => {
+                tally.answered += 1;
+                *tally.bodies.entry(answer.body).or_default() += 1;
+            }
+            Err(error) => tally.failures.push(format!("{error:#}")),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    tally
+}
+
+impl Load {
+    /// Ends the stream and adds up.
+    ///
+    /// # Panics
+    /// When a worker did.
+    #[must_use]
+    pub fn stop(self) -> Tally {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut total = Tally::default();
+        for worker in self.workers {
+            let Ok(tally) = worker.join() else {
+                panic!("a load worker panicked")
+            };
+            total.answered += tally.answered;
+            total.failures.extend(tally.failures);
+            for (body, count) in tally.bodies {
+                *total.bodies.entry(body).or_default() += count;
+            }
+        }
+        total
+    }
+}
