@@ -106,9 +106,6 @@ pub enum RuntimeError {
         /// The name.
         user: String,
     },
-    /// Not filled in yet (temporary).
-    #[error("not ready: {0}")]
-    NotReady(&'static str),
     /// A process inside a container did not end in time and was killed.
     #[error("command timed out after {seconds} s")]
     Timeout {

@@ -3,7 +3,7 @@
 mod create;
 mod delete;
 mod lifecycle;
-mod status;
+pub(crate) mod status;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
