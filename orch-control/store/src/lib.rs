@@ -3,6 +3,9 @@
 //! One trait, [`Store`], with two backends that pass the same contract tests: [`embedded`] (a file, for a
 //! single control node) and [`etcd`]. [`cache`] holds one watch per prefix and serves every reader from memory.
 
+pub mod cache;
+pub mod embedded;
+
 use std::{ops::Bound, pin::Pin};
 
 use bytes::Bytes;
