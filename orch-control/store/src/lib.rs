@@ -5,6 +5,8 @@
 
 pub mod cache;
 pub mod embedded;
+pub mod etcd;
+mod watchers;
 
 use std::{ops::Bound, pin::Pin};
 

@@ -4,7 +4,6 @@
 //! compaction. Reads at an older revision undo the log; watches replay it and then follow the writer.
 
 mod log;
-mod watchers;
 mod writer;
 
 use std::{
@@ -16,8 +15,10 @@ use bytes::Bytes;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use tokio::sync::oneshot;
 
-use crate::{Expect, KeyValue, ListOptions, Page, Revision, Store, StoreError, Watch, prefix_range};
-use watchers::Watchers;
+use crate::{
+    Expect, KeyValue, ListOptions, Page, Revision, Store, StoreError, Watch, prefix_range,
+    watchers::{self, Watchers},
+};
 use writer::{Change, Write};
 
 /// Key → create revision, modify revision (both little-endian u64), value.
@@ -160,7 +161,7 @@ impl Store for Embedded {
         let missed = self
             .read(move |database| log::replay(database, &prefix, after, joined))
             .await?;
-        Ok(watchers::stream(missed, joined, live))
+        Ok(watchers::stream(missed, joined, after, live))
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use redb::{Database, ReadableTable as _};
 use tokio::sync::oneshot;
 
-use super::{CURRENT, LOG, META, corrupt, decode, encode, log, watchers::Watchers};
-use crate::{Event, Expect, KeyValue, Revision, StoreError};
+use super::{CURRENT, LOG, META, corrupt, decode, encode, log};
+use crate::{Event, Expect, KeyValue, Revision, StoreError, watchers::Watchers};
 
 /// At most this many writes share one commit, so that the first of them does not wait long for the last.
 const BATCH: usize = 512;

@@ -1,4 +1,4 @@
-//! Who is told of commits.
+//! Who is told of commits: the live half of every watch, for both backends.
 
 use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
@@ -10,7 +10,7 @@ use crate::{Event, Revision, StoreError, Watch, WatchItem};
 const QUEUE: usize = 16_384;
 
 /// The running watches and the revision they have been told of.
-pub(super) struct Watchers {
+pub(crate) struct Watchers {
     inner: Mutex<Inner>,
 }
 
@@ -25,7 +25,7 @@ struct Watcher {
 }
 
 impl Watchers {
-    pub(super) fn new(revision: Revision) -> Self {
+    pub(crate) fn new(revision: Revision) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 revision,
@@ -35,12 +35,12 @@ impl Watchers {
     }
 
     /// The newest committed revision.
-    pub(super) fn revision(&self) -> Revision {
+    pub(crate) fn revision(&self) -> Revision {
         self.inner.lock().revision
     }
 
     /// Everything committed after the returned revision comes through the returned queue.
-    pub(super) fn join(&self, prefix: &str) -> (mpsc::Receiver<WatchItem>, Revision) {
+    pub(crate) fn join(&self, prefix: &str) -> (mpsc::Receiver<WatchItem>, Revision) {
         let (queue, live) = mpsc::channel(QUEUE);
         let mut inner = self.inner.lock();
         inner.watchers.push(Watcher {
@@ -50,8 +50,15 @@ impl Watchers {
         (live, inner.revision)
     }
 
+    /// Ends every watch: what happened since is not known.
+    pub(crate) fn reset(&self, revision: Revision) {
+        let mut inner = self.inner.lock();
+        inner.watchers.clear();
+        inner.revision = revision;
+    }
+
     /// Tells every watcher of a commit: its events, or that there were none for it.
-    pub(super) fn publish(&self, events: Vec<Event>, revision: Revision) {
+    pub(crate) fn publish(&self, events: Vec<Event>, revision: Revision) {
         let mut inner = self.inner.lock();
         if revision == inner.revision {
             return;
@@ -77,22 +84,46 @@ impl Watchers {
     }
 }
 
-/// What was missed, then what comes.
-pub(super) fn stream(missed: Vec<Event>, joined: Revision, live: mpsc::Receiver<WatchItem>) -> Watch {
+/// What was missed, then what comes; nothing at or before `after`, which the reader knows already.
+pub(crate) fn stream(
+    missed: Vec<Event>,
+    joined: Revision,
+    after: Revision,
+    live: mpsc::Receiver<WatchItem>,
+) -> Watch {
     let first = if missed.is_empty() {
-        WatchItem::Progress(joined)
+        WatchItem::Progress(joined.max(after))
     } else {
         WatchItem::Events(missed)
     };
-    let live = stream::unfold(Some(live), |live| async {
+    let live = stream::unfold(Some(live), move |live| async move {
         let mut live = live?;
-        match live.recv().await {
-            Some(item) => Some((Ok(item), Some(live))),
-            None => Some((
-                Err(StoreError::Unavailable("the watch fell too far behind".into())),
-                None,
-            )),
+        loop {
+            match live.recv().await {
+                Some(item) => {
+                    if let Some(item) = newer(item, after) {
+                        return Some((Ok(item), Some(live)));
+                    }
+                }
+                None => {
+                    let error = StoreError::Unavailable("the watch fell too far behind".into());
+                    return Some((Err(error), None));
+                }
+            }
         }
     });
     Box::pin(stream::once(std::future::ready(Ok(first))).chain(live))
+}
+
+fn newer(item: WatchItem, after: Revision) -> Option<WatchItem> {
+    match item {
+        WatchItem::Progress(revision) => (revision > after).then_some(item),
+        WatchItem::Events(mut events) => {
+            events.retain(|event| match event {
+                Event::Put { kv, .. } => kv.mod_revision > after,
+                Event::Delete { revision, .. } => *revision > after,
+            });
+            (!events.is_empty()).then_some(WatchItem::Events(events))
+        }
+    }
 }
