@@ -112,16 +112,19 @@ impl Runtime {
         manifest: &manifest::Manifest,
         lease: &Lease,
     ) -> Result<(), PullError> {
-        stream::iter(std::iter::once(&manifest.config).chain(&manifest.layers))
-            .map(|descriptor| async move {
-                if self.has_content(&descriptor.digest).await? {
-                    return Ok(());
-                }
-                let blob = repository.blob(descriptor).await?;
-                self.ingest(lease, descriptor, HashMap::new(), blob)
-                    .await
-                    .map_err(|error| ingest_error(error, descriptor))
-            })
+        let fetch = async |descriptor: &Descriptor| {
+            if self.has_content(&descriptor.digest).await? {
+                return Ok(());
+            }
+            let blob = repository.blob(descriptor).await?;
+            self.ingest(lease, descriptor, HashMap::new(), blob)
+                .await
+                .map_err(|error| ingest_error(error, descriptor))
+        };
+        // Collected first: a future over a lazy iterator of borrows is not `Send` for every lifetime, and the
+        // agent needs it to be.
+        let fetches: Vec<_> = std::iter::once(&manifest.config).chain(&manifest.layers).map(fetch).collect();
+        stream::iter(fetches)
             .buffer_unordered(PARALLEL_LAYERS)
             .try_collect::<()>()
             .await
