@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{oneshot, watch};
 
 use crate::io::{Input, Output, make_fifo, open_input, open_output};
-use crate::oci::types::{Process, Spec};
+use crate::oci::types::{ConsoleSize, Process, Spec};
 use crate::oci::user;
 use crate::runtime::blocking;
 use crate::sys::rootfs::{View, read_files};
@@ -178,8 +178,10 @@ impl Runtime {
         let (record, _) = self.require(id).await?;
         let recorded = record.spec.unwrap_or_default().value;
         let own: Spec = serde_json::from_slice(&recorded).map_err(|e| bad(e.to_string()))?;
+        let size = spec.size.filter(|_| spec.tty);
         let mut process = Process {
             terminal: spec.tty,
+            console_size: size.map(|(width, height)| ConsoleSize { height, width }),
             args: spec.command.clone(),
             ..own.process
         };
@@ -293,11 +295,6 @@ impl Runtime {
             exited,
             dones,
         ));
-        if let (true, Some((cols, rows))) = (spec.tty, spec.size)
-            && let Err(error) = control.resize(cols, rows).await
-        {
-            tracing::debug!(container = id, %error, "cannot set a terminal's first size");
-        }
         let stdin = stdin.map(|pipe| {
             let runtime = Arc::clone(self);
             let (id, exec_id) = (id.to_owned(), exec_id.to_owned());

@@ -123,7 +123,10 @@ impl Runtime {
         };
         // Collected first: a future over a lazy iterator of borrows is not `Send` for every lifetime, and the
         // agent needs it to be.
-        let fetches: Vec<_> = std::iter::once(&manifest.config).chain(&manifest.layers).map(fetch).collect();
+        let fetches: Vec<_> = std::iter::once(&manifest.config)
+            .chain(&manifest.layers)
+            .map(fetch)
+            .collect();
         stream::iter(fetches)
             .buffer_unordered(PARALLEL_LAYERS)
             .try_collect::<()>()

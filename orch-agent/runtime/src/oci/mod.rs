@@ -63,6 +63,7 @@ pub(crate) fn build(
         oci_version: types::VERSION.to_owned(),
         process: Process {
             terminal: spec.tty,
+            console_size: None,
             user,
             args: arguments(spec, image)?,
             env: environment(spec, image),

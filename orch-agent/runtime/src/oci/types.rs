@@ -22,6 +22,8 @@ pub(crate) struct Spec {
 pub(crate) struct Process {
     #[serde(default)]
     pub(crate) terminal: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) console_size: Option<ConsoleSize>,
     pub(crate) user: User,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<String>,
@@ -31,6 +33,12 @@ pub(crate) struct Process {
     pub(crate) no_new_privileges: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) oom_score_adj: Option<i32>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ConsoleSize {
+    pub(crate) height: u16,
+    pub(crate) width: u16,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
