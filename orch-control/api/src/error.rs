@@ -47,7 +47,12 @@ pub struct ApiError {
 
 impl ApiError {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: None,
+        }
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
@@ -77,13 +82,22 @@ impl ApiError {
 
     /// 404 for a resource that is not in the table of kinds.
     pub fn resource_not_found(group: &str, resource: &str, name: &str) -> Self {
-        Self::new(404, "NotFound", format!("{} {name:?} not found", qualified(resource, group)))
-            .about(group, resource, name)
+        Self::new(
+            404,
+            "NotFound",
+            format!("{} {name:?} not found", qualified(resource, group)),
+        )
+        .about(group, resource, name)
     }
 
     /// 404: `the server could not find the requested resource`, for paths that name no kind.
     pub fn no_such_resource() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource").about("", "", "")
+        Self::new(
+            404,
+            "NotFound",
+            "the server could not find the requested resource",
+        )
+        .about("", "", "")
     }
 
     /// 409: `deployments.apps "x" already exists`
@@ -117,12 +131,20 @@ impl ApiError {
                 texts.push(text);
             }
         }
-        let list = if texts.len() == 1 { texts.swap_remove(0) } else { format!("[{}]", texts.join(", ")) };
+        let list = if texts.len() == 1 {
+            texts.swap_remove(0)
+        } else {
+            format!("[{}]", texts.join(", "))
+        };
         let message = format!("{} {name:?} is invalid: {list}", qualified(kind.kind, kind.group));
         let mut error = Self::new(422, "Invalid", message).about(kind.group, kind.kind, name);
         error.details.get_or_insert_default().causes = errors
             .iter()
-            .map(|e| Cause { reason: e.kind.reason().to_owned(), message: e.body(), field: e.field.clone() })
+            .map(|e| Cause {
+                reason: e.kind.reason().to_owned(),
+                message: e.body(),
+                field: e.field.clone(),
+            })
             .collect();
         error
     }
@@ -172,7 +194,10 @@ impl ApiError {
 
     /// 406: none of the media types asked for can be given; `accepted` are those that can.
     pub fn not_acceptable(accepted: &[&str]) -> Self {
-        let message = format!("only the following media types are accepted: {}", accepted.join(", "));
+        let message = format!(
+            "only the following media types are accepted: {}",
+            accepted.join(", ")
+        );
         Self::new(406, "NotAcceptable", message)
     }
 
@@ -259,7 +284,10 @@ impl ApiError {
 
     /// What `Retry-After` should say, in seconds.
     pub fn retry_after_seconds(&self) -> Option<u32> {
-        self.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0)
+        self.details
+            .as_ref()
+            .map(|d| d.retry_after_seconds)
+            .filter(|s| *s > 0)
     }
 
     /// The `metav1.Status` that a client gets.
@@ -283,15 +311,21 @@ impl ApiError {
 impl Details {
     fn to_value(&self) -> Value {
         let mut out = serde_json::Map::new();
-        for (key, text) in
-            [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)]
-        {
+        for (key, text) in [
+            ("name", &self.name),
+            ("group", &self.group),
+            ("kind", &self.kind),
+            ("uid", &self.uid),
+        ] {
             if !text.is_empty() {
                 out.insert(key.to_owned(), json!(text));
             }
         }
         if !self.causes.is_empty() {
-            out.insert("causes".to_owned(), self.causes.iter().map(Cause::to_value).collect());
+            out.insert(
+                "causes".to_owned(),
+                self.causes.iter().map(Cause::to_value).collect(),
+            );
         }
         if self.retry_after_seconds > 0 {
             out.insert("retryAfterSeconds".to_owned(), json!(self.retry_after_seconds));
@@ -302,17 +336,25 @@ impl Details {
 
 impl Cause {
     fn to_value(&self) -> Value {
-        [("reason", &self.reason), ("message", &self.message), ("field", &self.field)]
-            .into_iter()
-            .filter(|(_, text)| !text.is_empty())
-            .map(|(key, text)| (key.to_owned(), json!(text)))
-            .collect()
+        [
+            ("reason", &self.reason),
+            ("message", &self.message),
+            ("field", &self.field),
+        ]
+        .into_iter()
+        .filter(|(_, text)| !text.is_empty())
+        .map(|(key, text)| (key.to_owned(), json!(text)))
+        .collect()
     }
 }
 
 /// `name.group`, or `name` alone in the core group, as GroupResource and GroupKind print.
 pub(crate) fn qualified(name: &str, group: &str) -> String {
-    if group.is_empty() { name.to_owned() } else { format!("{name}.{group}") }
+    if group.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}.{group}")
+    }
 }
 
 #[cfg(test)]
@@ -331,7 +373,11 @@ mod tests {
         let image = Path::new("spec").child("containers").index(0).child("image");
         let cases = [
             (ApiError::not_found(pods, "x"), 404, r#"pods "x" not found"#),
-            (ApiError::already_exists(deployments, "x"), 409, r#"deployments.apps "x" already exists"#),
+            (
+                ApiError::already_exists(deployments, "x"),
+                409,
+                r#"deployments.apps "x" already exists"#,
+            ),
             (
                 ApiError::modified(pods, "x"),
                 409,
@@ -346,7 +392,10 @@ mod tests {
                 ApiError::invalid(
                     deployments,
                     "x",
-                    vec![FieldError::required(&image, ""), FieldError::duplicate(&image, "y")],
+                    vec![
+                        FieldError::required(&image, ""),
+                        FieldError::duplicate(&image, "y"),
+                    ],
                 ),
                 422,
                 r#"Deployment.apps "x" is invalid: [spec.containers[0].image: Required value, spec.containers[0].image: Duplicate value: "y"]"#,
@@ -366,9 +415,12 @@ mod tests {
     #[test]
     fn details_name_the_object_and_the_causes() {
         let image = Path::new("spec").child("image");
-        let status =
-            ApiError::invalid(kind("apps", "deployments"), "x", vec![FieldError::required(&image, "")])
-                .to_status();
+        let status = ApiError::invalid(
+            kind("apps", "deployments"),
+            "x",
+            vec![FieldError::required(&image, "")],
+        )
+        .to_status();
         assert_eq!(
             status["details"],
             json!({

@@ -16,7 +16,11 @@ impl Path {
 
     /// The named field below this one; `name` may itself be dotted.
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() { Self(name.to_owned()) } else { Self(format!("{}.{name}", self.0)) }
+        if self.0.is_empty() {
+            Self(name.to_owned())
+        } else {
+            Self(format!("{}.{name}", self.0))
+        }
     }
 
     /// The element of this list at `index`.
@@ -106,7 +110,12 @@ pub struct FieldError {
 
 impl FieldError {
     fn new(kind: FieldErrorKind, path: &Path, value: Value, detail: impl Into<String>) -> Self {
-        Self { kind, field: path.0.clone(), value, detail: detail.into() }
+        Self {
+            kind,
+            field: path.0.clone(),
+            value,
+            detail: detail.into(),
+        }
     }
 
     /// `path: Required value[: detail]`
@@ -122,8 +131,11 @@ impl FieldError {
     /// `path: Unsupported value: <value>: supported values: "a", "b"`
     pub fn not_supported(path: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
         let list: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
-        let detail =
-            if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
+        let detail = if list.is_empty() {
+            String::new()
+        } else {
+            format!("supported values: {}", list.join(", "))
+        };
         Self::new(FieldErrorKind::NotSupported, path, value.into(), detail)
     }
 
@@ -139,12 +151,22 @@ impl FieldError {
 
     /// `path: Too long: may not be more than <max> bytes`
     pub fn too_long(path: &Path, max: usize) -> Self {
-        Self::new(FieldErrorKind::TooLong, path, Value::Null, format!("may not be more than {max} bytes"))
+        Self::new(
+            FieldErrorKind::TooLong,
+            path,
+            Value::Null,
+            format!("may not be more than {max} bytes"),
+        )
     }
 
     /// `path: Too many: <actual>: must have at most <max> items`
     pub fn too_many(path: &Path, actual: usize, max: usize) -> Self {
-        Self::new(FieldErrorKind::TooMany, path, json!(actual), format!("must have at most {max} items"))
+        Self::new(
+            FieldErrorKind::TooMany,
+            path,
+            json!(actual),
+            format!("must have at most {max} items"),
+        )
     }
 
     /// `path: Not found: <value>`
@@ -184,17 +206,38 @@ mod tests {
     fn prints_as_field_error_does() {
         let p = Path::new("spec").child("containers").index(0).child("image");
         let cases = [
-            (FieldError::required(&p, ""), "spec.containers[0].image: Required value"),
-            (FieldError::invalid(&p, "a b", "no spaces"), r#"spec.containers[0].image: Invalid value: "a b": no spaces"#),
-            (FieldError::invalid(&p, -1, "must be positive"), "spec.containers[0].image: Invalid value: -1: must be positive"),
+            (
+                FieldError::required(&p, ""),
+                "spec.containers[0].image: Required value",
+            ),
+            (
+                FieldError::invalid(&p, "a b", "no spaces"),
+                r#"spec.containers[0].image: Invalid value: "a b": no spaces"#,
+            ),
+            (
+                FieldError::invalid(&p, -1, "must be positive"),
+                "spec.containers[0].image: Invalid value: -1: must be positive",
+            ),
             (
                 FieldError::not_supported(&p, "x", &["a", "b"]),
                 r#"spec.containers[0].image: Unsupported value: "x": supported values: "a", "b""#,
             ),
-            (FieldError::duplicate(&p, "x"), r#"spec.containers[0].image: Duplicate value: "x""#),
-            (FieldError::too_long(&p, 3), "spec.containers[0].image: Too long: may not be more than 3 bytes"),
-            (FieldError::too_many(&p, 5, 3), "spec.containers[0].image: Too many: 5: must have at most 3 items"),
-            (FieldError::invalid(&p, json!({"a": "b"}), "d"), r#"spec.containers[0].image: Invalid value: {"a":"b"}: d"#),
+            (
+                FieldError::duplicate(&p, "x"),
+                r#"spec.containers[0].image: Duplicate value: "x""#,
+            ),
+            (
+                FieldError::too_long(&p, 3),
+                "spec.containers[0].image: Too long: may not be more than 3 bytes",
+            ),
+            (
+                FieldError::too_many(&p, 5, 3),
+                "spec.containers[0].image: Too many: 5: must have at most 3 items",
+            ),
+            (
+                FieldError::invalid(&p, json!({"a": "b"}), "d"),
+                r#"spec.containers[0].image: Invalid value: {"a":"b"}: d"#,
+            ),
         ];
         for (error, text) in cases {
             assert_eq!(error.to_string(), text);

@@ -162,18 +162,26 @@ impl Subresource {
 impl Kind {
     /// The kind served at `/apis/GROUP/VERSION/.../PLURAL` (`/api/v1/...` for the empty group).
     pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Self> {
-        KINDS.iter().find(|k| k.plural == plural && k.group == group && k.version == version)
+        KINDS
+            .iter()
+            .find(|k| k.plural == plural && k.group == group && k.version == version)
     }
 
     /// The kind that `apiVersion` and `kind` of an object name.
     pub fn by_gvk(api_version: &str, kind: &str) -> Option<&'static Self> {
         let (group, version) = split_api_version(api_version);
-        KINDS.iter().find(|k| k.kind == kind && k.group == group && k.version == version)
+        KINDS
+            .iter()
+            .find(|k| k.kind == kind && k.group == group && k.version == version)
     }
 
     /// `v1`, `apps/v1`: what objects carry as `apiVersion`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// `pods`, `deployments.apps`: how messages name the resource.
@@ -203,7 +211,16 @@ impl Kind {
         match (&self.storage, self.kind) {
             (Storage::Virtual, _) => &["create"],
             // Kubernetes has no deletecollection for services' sake of their allocated addresses.
-            _ => &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
+            _ => &[
+                "create",
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "update",
+                "watch",
+            ],
         }
     }
 
@@ -215,9 +232,10 @@ impl Kind {
     /// The kind whose form is in the store: itself, unless it is converted.
     pub fn stored_kind(&'static self) -> &'static Self {
         match &self.storage {
-            Storage::Converted(Conversion { stored: (group, version, plural), .. }) => {
-                Self::find(group, version, plural).unwrap_or(self)
-            }
+            Storage::Converted(Conversion {
+                stored: (group, version, plural),
+                ..
+            }) => Self::find(group, version, plural).unwrap_or(self),
             _ => self,
         }
     }

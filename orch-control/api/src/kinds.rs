@@ -279,6 +279,14 @@ const CORE: Kind = Kind {
     columns: columns::NAME_AND_AGE,
 };
 
-const APPS: Kind = Kind { group: "apps", ..CORE };
+const APPS: Kind = Kind {
+    group: "apps",
+    ..CORE
+};
 
-const REVIEW: Kind = Kind { namespaced: false, storage: Storage::Virtual, strategy: &s::Review, ..CORE };
+const REVIEW: Kind = Kind {
+    namespaced: false,
+    storage: Storage::Virtual,
+    strategy: &s::Review,
+    ..CORE
+};

@@ -1,8 +1,150 @@
-//! OpenAPI documents.
-use serde_json::{Value, json};
-/// `/openapi/v3`.
-pub fn v3_index() -> Value { json!({}) }
-/// `/openapi/v3/api/v1`, `/openapi/v3/apis/apps/v1`: `group_version` is `api/v1` or `apis/apps/v1`.
-pub fn v3(group_version: &str) -> Option<Value> { let _ = group_version; None }
-/// `/openapi/v2`.
-pub fn v2() -> Value { json!({}) }
+//! OpenAPI documents, built from the table of kinds and the schemas when they are asked for.
+//!
+//! Nothing is kept: the documents are large, asked for rarely and cached by clients.
+
+mod paths;
+mod schemas;
+
+use serde_json::{Map, Value, json};
+
+use crate::discovery::group_versions;
+use crate::kinds::KINDS;
+
+/// The version of Kubernetes whose API this is.
+const VERSION: &str = "v1.36.0";
+
+/// How a document refers to its schemas.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    V2,
+    V3,
+}
+
+impl Dialect {
+    fn reference(self, name: &str) -> Value {
+        match self {
+            Self::V2 => json!({"$ref": format!("#/definitions/{name}")}),
+            Self::V3 => json!({"$ref": format!("#/components/schemas/{name}")}),
+        }
+    }
+}
+
+/// `api/v1` or `apis/GROUP/VERSION`.
+fn document_name(group: &str, version: &str) -> String {
+    if group.is_empty() {
+        format!("api/{version}")
+    } else {
+        format!("apis/{group}/{version}")
+    }
+}
+
+/// `/openapi/v3`: where the documents of the group versions are.
+pub fn v3_index() -> Value {
+    let paths: Map<String, Value> = group_versions()
+        .into_iter()
+        .map(|(group, version)| {
+            let name = document_name(group, version);
+            let url = format!("/openapi/v3/{name}?hash={}", env!("CARGO_PKG_VERSION"));
+            (name, json!({"serverRelativeURL": url}))
+        })
+        .collect();
+    json!({"paths": paths})
+}
+
+/// `/openapi/v3/NAME`, where `name` is `api/v1` or e.g. `apis/apps/v1`.
+pub fn v3(name: &str) -> Option<Value> {
+    let (group, version) = group_versions()
+        .into_iter()
+        .find(|(group, version)| document_name(group, version) == name)?;
+    let mut names = schemas::Names::new(Dialect::V3);
+    let mut all = Map::new();
+    for kind in KINDS.iter().filter(|k| k.group == group && k.version == version) {
+        names.add_kind(kind);
+        paths::add(kind, Dialect::V3, &mut all);
+    }
+    Some(json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": VERSION},
+        "paths": all,
+        "components": {"schemas": names.schemas()},
+    }))
+}
+
+/// `/openapi/v2`: everything in one document.
+pub fn v2() -> Value {
+    let mut names = schemas::Names::new(Dialect::V2);
+    let mut all = Map::new();
+    for kind in KINDS {
+        names.add_kind(kind);
+        paths::add(kind, Dialect::V2, &mut all);
+    }
+    json!({
+        "swagger": "2.0",
+        "info": {"title": "Kubernetes", "version": VERSION},
+        "paths": all,
+        "definitions": names.schemas(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every reference of a document leads to a schema in it.
+    fn references(value: &Value, out: &mut Vec<String>) {
+        match value {
+            Value::Object(map) => {
+                for (key, value) in map {
+                    match value {
+                        Value::String(target) if key == "$ref" => out.push(target.clone()),
+                        other => references(other, out),
+                    }
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| references(item, out)),
+            _ => {}
+        }
+    }
+
+    fn closed(document: &Value) {
+        let mut targets = Vec::new();
+        references(document, &mut targets);
+        assert!(!targets.is_empty());
+        for target in targets {
+            let pointer = target.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{target}");
+        }
+    }
+
+    #[test]
+    fn every_kind_is_in_the_documents() {
+        closed(&v2());
+        for kind in KINDS {
+            let name = document_name(kind.group, kind.version);
+            assert!(v3_index()["paths"][&name].is_object());
+            let document = v3(&name).unwrap();
+            closed(&document);
+            let schema = &document["components"]["schemas"][kind.schema];
+            assert_eq!(schema["x-kubernetes-group-version-kind"][0]["kind"], kind.kind);
+            let has = document["paths"].as_object().unwrap().values().any(|path| {
+                path["post"]["x-kubernetes-group-version-kind"]["kind"] == kind.kind
+                    && path["post"]["parameters"]
+                        .as_array()
+                        .unwrap()
+                        .iter()
+                        .any(|p| p["name"] == "fieldValidation")
+            });
+            assert!(has, "{kind:?}");
+        }
+        assert!(v3("apis/apps/v9").is_none());
+    }
+
+    #[test]
+    fn merge_keys_are_published() {
+        let document = v3("api/v1").unwrap();
+        let containers =
+            &document["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
+        assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
+        assert_eq!(containers["x-kubernetes-patch-strategy"], "merge");
+    }
+}

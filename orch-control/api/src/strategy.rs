@@ -62,7 +62,9 @@ pub(crate) fn prepare_status_update(new: &mut Value, old: &Value) {
     let status = object.remove("status");
     let metadata = object.remove("metadata");
     let mut merged = old.clone();
-    let Some(target) = merged.as_object_mut() else { return };
+    let Some(target) = merged.as_object_mut() else {
+        return;
+    };
     for (key, value) in [("status", status), ("metadata", metadata)] {
         match value {
             Some(value) => target.insert(key.to_owned(), value),

@@ -9,7 +9,8 @@ pub(crate) fn text<'a>(value: &'a Value, path: &[&str]) -> &'a str {
 
 /// The value at `path` of keys, or null.
 pub(crate) fn at<'a>(value: &'a Value, path: &[&str]) -> &'a Value {
-    path.iter().fold(value, |v, key| v.get(*key).unwrap_or(&Value::Null))
+    path.iter()
+        .fold(value, |v, key| v.get(*key).unwrap_or(&Value::Null))
 }
 
 /// The integer at `path`.
@@ -61,7 +62,11 @@ pub(crate) fn metadata_mut(obj: &mut Value) -> &mut Map<String, Value> {
 
 /// The elements of the list at `key`; none if it is absent.
 pub(crate) fn list_mut<'a>(value: &'a mut Value, key: &str) -> &'a mut [Value] {
-    value.get_mut(key).and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default()
+    value
+        .get_mut(key)
+        .and_then(Value::as_array_mut)
+        .map(Vec::as_mut_slice)
+        .unwrap_or_default()
 }
 
 /// Sets `key` unless it has a value already; empty text counts as none, as in Go's defaulting.

@@ -1,0 +1,1 @@
+//! Validation, case by case.
