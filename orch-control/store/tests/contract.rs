@@ -1,4 +1,5 @@
 //! What every backend promises, by the names of etcd's guarantees; run on each.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 
@@ -43,7 +44,7 @@ async fn events(watch: &mut Watch, count: usize) -> Vec<Event> {
             found.extend(events);
         }
     }
-    assert_eq!(found.len(), count);
+    assert!(found.len() >= count);
     found
 }
 
@@ -285,6 +286,61 @@ async fn compaction_forgets_history_and_keeps_the_newest() {
             store.compact(Revision(third.0 + 9)).await,
             Err(StoreError::Future { .. })
         ));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_list_then_watch_loses_nothing_while_others_write() {
+    check(async |store| {
+        let write = async {
+            for n in 0..200 {
+                create(store, &format!("/busy/{n:03}"), "x").await;
+            }
+        };
+        let read = async {
+            for _ in 0..20 {
+                let page = store.list("/busy/", ListOptions::default()).await.unwrap();
+                let mut watch = store.watch("/busy/", page.revision).await.unwrap();
+                if page.items.len() < 200 {
+                    let next = events(&mut watch, 1).await;
+                    assert_eq!(summary(&next[0]).1, format!("/busy/{:03}=x", page.items.len()));
+                }
+            }
+        };
+        // `events` may take several from one batch: only their order matters there.
+        futures::future::join(write, async {
+            tokio::time::timeout(Duration::from_secs(30), read).await.unwrap()
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_page_never_leaves_its_prefix_and_may_be_large() {
+    check(async |store| {
+        create(store, "/a", "other").await;
+        create(store, "/b/1", &"x".repeat(1 << 20)).await;
+        for n in 2..7 {
+            create(store, &format!("/b/{n}"), &"x".repeat(1 << 20)).await;
+        }
+        let before = ListOptions {
+            after: Some("/".into()),
+            ..Default::default()
+        };
+        assert_eq!(keys(store, "/b/", before).await.0.len(), 6);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn compacting_twice_is_no_fault() {
+    check(async |store| {
+        create(store, "/a", "1").await;
+        let revision = create(store, "/b", "1").await;
+        store.compact(revision).await.unwrap();
+        store.compact(revision).await.unwrap();
     })
     .await;
 }

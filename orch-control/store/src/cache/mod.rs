@@ -9,9 +9,10 @@ use std::{sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use object::{Extract, Fields, Object, with_revision};
-use state::State;
+use state::{Change, State};
 pub use watcher::{CacheEvent, Events, From};
 
 use crate::{ListOptions, Revision, Store, StoreError, WatchItem};
@@ -48,80 +49,47 @@ pub enum CacheError {
 ///
 /// *Not promised*: the newest revision without `wait_for`; endless history (see [`CacheError::TooOld`]).
 pub struct WatchCache {
+    inner: Arc<Inner>,
+    /// Ends the task that follows the store.
+    _follow: DropGuard,
+}
+
+struct Inner {
     prefix: String,
     state: Mutex<State>,
     /// The revision up to which the cache is complete; 0 until it has its first list.
     progress: watch::Sender<Revision>,
 }
 
+/// The waits between attempts to follow a store that does not let itself be followed.
+const FIRST_PATIENCE: Duration = Duration::from_millis(10);
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
+
 impl WatchCache {
-    /// Starts to follow `prefix`, which ends with a `/`. Runs until the returned `Arc`'s clones are gone.
+    /// Starts to follow `prefix`, which ends with a `/`, until the returned value is dropped.
     pub fn start(store: Arc<dyn Store>, prefix: &str, extract: Arc<Extract>) -> Arc<Self> {
-        let cache = Arc::new(Self {
+        let inner = Arc::new(Inner {
             prefix: prefix.to_owned(),
             state: Mutex::new(State::default()),
             progress: watch::channel(Revision(0)).0,
         });
-        let weak = Arc::downgrade(&cache);
+        let token = CancellationToken::new();
+        let (task, stop) = (Arc::clone(&inner), token.clone());
         tokio::spawn(async move {
-            let mut patience = Duration::from_millis(10);
-            while let Some(cache) = weak.upgrade() {
-                match cache.follow(store.as_ref(), extract.as_ref()).await {
-                    Ok(()) => patience = Duration::from_millis(10),
-                    Err(error) => {
-                        tracing::warn!(prefix = cache.prefix, %error, "the store watch broke, starting anew");
-                        patience = (patience * 2).min(Duration::from_secs(2));
-                    }
-                }
-                drop(cache);
-                tokio::time::sleep(patience).await;
-            }
+            stop.run_until_cancelled_owned(task.run(store.as_ref(), extract.as_ref()))
+                .await;
         });
-        cache
-    }
-
-    /// Lists, then follows until the watch breaks.
-    async fn follow(&self, store: &dyn Store, extract: &Extract) -> Result<(), StoreError> {
-        let page = store.list(&self.prefix, ListOptions::default()).await?;
-        let mut objects = Vec::with_capacity(page.items.len());
-        for kv in &page.items {
-            objects.push(parse(kv, kv.mod_revision, extract)?);
-        }
-        self.state.lock().replace(objects, page.revision);
-        self.progress.send_replace(page.revision);
-        let mut watch = store.watch(&self.prefix, page.revision).await?;
-        while let Some(item) = watch.next().await {
-            let revision = match item? {
-                WatchItem::Progress(revision) => {
-                    self.state.lock().progress(revision);
-                    revision
-                }
-                WatchItem::Events(events) => {
-                    let mut parsed = Vec::with_capacity(events.len());
-                    for event in &events {
-                        parsed.push(match event {
-                            crate::Event::Put { kv, .. } => (false, parse(kv, kv.mod_revision, extract)?),
-                            crate::Event::Delete { previous, revision } => {
-                                (true, parse(previous, *revision, extract)?)
-                            }
-                        });
-                    }
-                    self.state.lock().apply(parsed)
-                }
-            };
-            self.progress.send_if_modified(|known| {
-                let newer = revision > *known;
-                *known = revision.max(*known);
-                newer
-            });
-        }
-        Ok(())
+        Arc::new(Self {
+            inner,
+            _follow: token.drop_guard(),
+        })
     }
 
     /// Waits for the first list.
     pub async fn ready(&self) {
         // The sender lives in self: it cannot be gone.
         let _ = self
+            .inner
             .progress
             .subscribe()
             .wait_for(|revision| revision.0 > 0)
@@ -131,7 +99,7 @@ impl WatchCache {
     /// How far the cache is.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        *self.progress.borrow()
+        *self.inner.progress.borrow()
     }
 
     /// Waits until the cache shows `revision` or a newer one.
@@ -139,7 +107,7 @@ impl WatchCache {
     /// # Errors
     /// `Behind` when it does not within `patience`.
     pub async fn wait_for(&self, revision: Revision, patience: Duration) -> Result<(), CacheError> {
-        let mut progress = self.progress.subscribe();
+        let mut progress = self.inner.progress.subscribe();
         let arrived = progress.wait_for(|known| *known >= revision && known.0 > 0);
         match tokio::time::timeout(patience, arrived).await {
             Ok(_) => Ok(()),
@@ -153,7 +121,7 @@ impl WatchCache {
     /// The object with this key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Arc<Object>> {
-        self.state.lock().get(key)
+        self.inner.state.lock().get(key)
     }
 
     /// Objects whose key starts with `prefix` and that pass `filter`, in key order, and the revision they show.
@@ -162,7 +130,7 @@ impl WatchCache {
         prefix: &str,
         mut filter: impl FnMut(&Object) -> bool,
     ) -> (Vec<Arc<Object>>, Revision) {
-        let (mut objects, revision) = self.state.lock().list(prefix);
+        let (mut objects, revision) = self.inner.state.lock().list(prefix);
         // Filtered outside of the lock: selectors may be slow.
         objects.retain(|object| filter(object));
         (objects, revision)
@@ -173,12 +141,90 @@ impl WatchCache {
     /// # Errors
     /// `TooOld` when the cache no longer has all changes since then; `Behind` when `from` lies in the future.
     pub fn watch(&self, from: From, prefix: &str) -> Result<Events, CacheError> {
-        self.state.lock().watch(from, prefix)
+        self.inner.state.lock().watch(from, prefix)
     }
 }
 
-fn parse(kv: &crate::KeyValue, revision: Revision, extract: &Extract) -> Result<Arc<Object>, StoreError> {
-    Object::parse(kv, revision, extract)
-        .map(Arc::new)
-        .map_err(|error| StoreError::Corrupt(format!("the value of {} is no object: {error}", kv.key)))
+impl Inner {
+    async fn run(&self, store: &dyn Store, extract: &Extract) {
+        let mut patience = FIRST_PATIENCE;
+        loop {
+            let before = *self.progress.borrow();
+            if let Err(error) = self.follow(store, extract).await {
+                tracing::warn!(prefix = self.prefix, %error, "the store watch broke, going on");
+            }
+            let got_somewhere = *self.progress.borrow() > before;
+            patience = if got_somewhere {
+                FIRST_PATIENCE
+            } else {
+                (patience * 2).min(LAST_PATIENCE)
+            };
+            tokio::time::sleep(patience).await;
+        }
+    }
+
+    /// Goes on where the last watch broke, or with a full list where it cannot; returns when the watch breaks.
+    async fn follow(&self, store: &dyn Store, extract: &Extract) -> Result<(), StoreError> {
+        let known = *self.progress.borrow();
+        let resumed = match known {
+            Revision(0) => None,
+            known => match store.watch(&self.prefix, known).await {
+                Err(StoreError::Compacted { .. } | StoreError::Future { .. }) => None,
+                other => Some(other?),
+            },
+        };
+        let mut watch = match resumed {
+            Some(watch) => watch,
+            None => self.list(store, extract).await?,
+        };
+        while let Some(item) = watch.next().await {
+            let revision = match item? {
+                WatchItem::Progress(revision) => {
+                    self.state.lock().progress(revision);
+                    revision
+                }
+                WatchItem::Events(events) => {
+                    let changes = events.iter().filter_map(|event| change(event, extract)).collect();
+                    self.state.lock().apply(changes)
+                }
+            };
+            self.progress.send_if_modified(|known| {
+                let newer = revision > *known;
+                *known = revision.max(*known);
+                newer
+            });
+        }
+        Ok(())
+    }
+
+    /// Reads everything and begins a watch there. Watchers of the cache are cut off if it had something before:
+    /// what happened in between is not known.
+    async fn list(&self, store: &dyn Store, extract: &Extract) -> Result<crate::Watch, StoreError> {
+        let page = store.list(&self.prefix, ListOptions::default()).await?;
+        let objects = page.items.iter().filter_map(|kv| parse(kv, extract)).collect();
+        self.state.lock().replace(objects, page.revision);
+        self.progress.send_replace(page.revision);
+        store.watch(&self.prefix, page.revision).await
+    }
+}
+
+fn change(event: &crate::Event, extract: &Extract) -> Option<Change> {
+    match event {
+        crate::Event::Put { kv, .. } => parse(kv, extract).map(Change::Put),
+        crate::Event::Delete { previous, revision } => Some(Change::Delete {
+            key: previous.key.clone(),
+            revision: *revision,
+        }),
+    }
+}
+
+/// An unreadable object must not take its whole kind away: it is left out, and logged.
+fn parse(kv: &crate::KeyValue, extract: &Extract) -> Option<Arc<Object>> {
+    match Object::parse(kv, kv.mod_revision, extract) {
+        Ok(object) => Some(Arc::new(object)),
+        Err(error) => {
+            tracing::error!(key = kv.key, %error, "a stored value is no object; it is not served");
+            None
+        }
+    }
 }

@@ -68,23 +68,53 @@ impl Object {
             json: with_revision(&kv.value, revision),
         })
     }
+
+    /// The same object with another revision, for the event of its delete.
+    #[must_use]
+    pub fn at(&self, revision: Revision) -> Self {
+        let start = metadata_start(&self.json).filter(|at| self.json[*at..].starts_with(FIELD.as_bytes()));
+        let json = start.and_then(|from| {
+            let value = from + FIELD.len();
+            let mut to = value + string_length(&self.json[value..])?;
+            if self.json.get(to) == Some(&b',') {
+                to += 1;
+            }
+            Some(splice(&self.json, from, to, revision))
+        });
+        Self {
+            key: self.key.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            labels: self.labels.clone(),
+            fields: self.fields.clone(),
+            revision,
+            json: json.unwrap_or_else(|| self.json.clone()),
+        }
+    }
 }
 
 /// Puts `resourceVersion` first into the object's top-level `metadata`; the stored bytes have none.
 #[must_use]
 pub fn with_revision(json: &Bytes, revision: Revision) -> Bytes {
-    let Some(at) = metadata_start(json) else {
-        return json.clone();
-    };
-    let (head, tail) = json.split_at(at);
+    match metadata_start(json) {
+        Some(at) => splice(json, at, at, revision),
+        None => json.clone(),
+    }
+}
+
+/// Writes the revision in place of `json[from..to]`.
+fn splice(json: &[u8], from: usize, to: usize, revision: Revision) -> Bytes {
+    let (head, tail) = (&json[..from], &json[to..]);
     let comma = if tail.first() == Some(&b'}') { "" } else { "," };
-    let field = format!("\"resourceVersion\":\"{}\"{comma}", revision.0);
-    let mut bytes = Vec::with_capacity(json.len() + field.len());
+    let field = format!("{FIELD}\"{}\"{comma}", revision.0);
+    let mut bytes = Vec::with_capacity(head.len() + field.len() + tail.len());
     bytes.extend_from_slice(head);
     bytes.extend_from_slice(field.as_bytes());
     bytes.extend_from_slice(tail);
     bytes.into()
 }
+
+const FIELD: &str = "\"resourceVersion\":";
 
 /// Where the first field of the top-level `metadata` object begins. The bytes are what our encoder wrote: JSON
 /// without white space.

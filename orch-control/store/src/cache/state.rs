@@ -11,11 +11,17 @@ use super::{CacheError, CacheEvent, Events, From, Object};
 use crate::{Revision, prefix_range};
 
 /// How many changes are kept for watchers that come back.
-const HISTORY: usize = 4096;
+const HISTORY: usize = 1024;
 /// How many bytes of objects those changes may hold on to.
-const HISTORY_BYTES: usize = 8 << 20;
+const HISTORY_BYTES: usize = 2 << 20;
 /// How far a watcher may be behind.
 const QUEUE: usize = 4096;
+
+/// A change as the store tells it.
+pub(super) enum Change {
+    Put(Arc<Object>),
+    Delete { key: String, revision: Revision },
+}
 
 #[derive(Default)]
 pub(super) struct State {
@@ -30,6 +36,8 @@ pub(super) struct State {
 
 struct Watcher {
     prefix: String,
+    /// Events up to this revision are known to the watcher.
+    after: Revision,
     queue: mpsc::Sender<CacheEvent>,
 }
 
@@ -47,54 +55,40 @@ impl State {
         (objects, self.revision)
     }
 
-    /// Takes a full list. The difference to what was known becomes events, so that running watchers lose nothing;
-    /// what happened in between is not known, so no new watch may begin before the list.
+    /// Takes a full list. What happened since the last one is not known: no watch may go on or begin before it.
     pub(super) fn replace(&mut self, objects: Vec<Arc<Object>>, revision: Revision) {
-        if self.revision.0 == 0 {
-            self.objects = objects
-                .into_iter()
-                .map(|object| (object.key.clone(), object))
-                .collect();
-            self.revision = revision;
-            self.oldest = revision;
-            return;
-        }
-        let mut gone: BTreeMap<String, Arc<Object>> = self.objects.clone();
-        let mut changes: Vec<(bool, Arc<Object>)> = Vec::new();
-        for object in objects {
-            if gone
-                .remove(&object.key)
-                .is_none_or(|known| known.revision < object.revision)
-            {
-                changes.push((false, object));
-            }
-        }
-        changes.sort_by_key(|(_, object)| object.revision);
-        for object in gone.into_values() {
-            // When it went is not known; that it is gone at the list's revision is.
-            changes.push((true, Arc::new(deleted_at(&object, revision))));
-        }
-        self.apply(changes);
+        self.objects = objects
+            .into_iter()
+            .map(|object| (object.key.clone(), object))
+            .collect();
         self.revision = revision;
         self.oldest = revision;
         self.history.clear();
         self.history_bytes = 0;
+        self.watchers.clear();
     }
 
-    /// Takes changes (deleted or not, the object) in revision order; returns the last one's revision.
-    pub(super) fn apply(&mut self, changes: Vec<(bool, Arc<Object>)>) -> Revision {
-        for (is_delete, object) in changes {
-            let previous = if is_delete {
-                self.objects.remove(&object.key)
-            } else {
-                self.objects.insert(object.key.clone(), Arc::clone(&object))
-            };
-            self.revision = self.revision.max(object.revision);
-            let event = match (is_delete, previous) {
-                (true, None) => continue,
-                (true, Some(previous)) => CacheEvent::Deleted { object, previous },
-                (false, Some(previous)) => CacheEvent::Modified { object, previous },
-                (false, None) => CacheEvent::Added { object },
+    /// Takes changes in revision order; returns the last one's revision.
+    pub(super) fn apply(&mut self, changes: Vec<Change>) -> Revision {
+        for change in changes {
+            let event = match change {
+                Change::Put(object) => {
+                    self.revision = self.revision.max(object.revision);
+                    match self.objects.insert(object.key.clone(), Arc::clone(&object)) {
+                        Some(previous) => CacheEvent::Modified { object, previous },
+                        None => CacheEvent::Added { object },
+                    }
+                }
+                Change::Delete { key, revision } => {
+                    self.revision = self.revision.max(revision);
+                    let Some(previous) = self.objects.remove(&key) else {
+                        continue;
+                    };
+                    CacheEvent::Deleted {
+                        object: Arc::new(previous.at(revision)),
+                        previous,
+                    }
+                }
             };
             self.tell(event);
         }
@@ -107,9 +101,11 @@ impl State {
     }
 
     fn tell(&mut self, event: CacheEvent) {
+        let object = event.object();
         self.watchers.retain(|watcher| {
+            let concerns = object.revision > watcher.after && object.key.starts_with(&watcher.prefix);
             // A full or closed queue ends the watch; the cache never waits for a reader.
-            !event.object().key.starts_with(&watcher.prefix) || watcher.queue.try_send(event.clone()).is_ok()
+            !concerns || watcher.queue.try_send(event.clone()).is_ok()
         });
         self.history_bytes += event.object().json.len();
         self.history.push_back(event);
@@ -149,24 +145,9 @@ impl State {
         self.watchers.retain(|watcher| !watcher.queue.is_closed());
         self.watchers.push(Watcher {
             prefix: prefix.to_owned(),
+            after,
             queue,
         });
         Ok(Events::new(first, after, live))
-    }
-}
-
-fn deleted_at(object: &Object, revision: Revision) -> Object {
-    // The bytes carry a resourceVersion already: the new one takes its place.
-    let old = format!("\"resourceVersion\":\"{}\"", object.revision.0);
-    let new = format!("\"resourceVersion\":\"{}\"", revision.0);
-    let json = String::from_utf8_lossy(&object.json).replacen(&old, &new, 1);
-    Object {
-        key: object.key.clone(),
-        namespace: object.namespace.clone(),
-        name: object.name.clone(),
-        labels: object.labels.clone(),
-        fields: object.fields.clone(),
-        revision,
-        json: json.into_bytes().into(),
     }
 }

@@ -90,4 +90,20 @@ impl Events {
             None => self.live.recv().await.ok_or(CacheError::TooSlow),
         }
     }
+
+    /// The next change if it is there already. A caller that reads [`super::WatchCache::revision`] and then takes
+    /// all of these knows that its watcher has seen everything up to that revision: a bookmark.
+    ///
+    /// # Errors
+    /// `TooSlow` when the reader was cut off; the watch is over then.
+    pub fn try_next(&mut self) -> Result<Option<CacheEvent>, CacheError> {
+        if let Some(event) = self.first.pop_front() {
+            return Ok(Some(event));
+        }
+        match self.live.try_recv() {
+            Ok(event) => Ok(Some(event)),
+            Err(mpsc::error::TryRecvError::Empty) => Ok(None),
+            Err(mpsc::error::TryRecvError::Disconnected) => Err(CacheError::TooSlow),
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod writer;
 use std::{
     path::Path,
     sync::{Arc, mpsc},
+    thread::JoinHandle,
 };
 
 use bytes::Bytes;
@@ -23,7 +24,7 @@ use writer::{Change, Write};
 
 /// Key → create revision, modify revision (both little-endian u64), value.
 const CURRENT: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("current");
-/// Revision → encoded [`log::Entry`].
+/// Revision → encoded event (see `log`).
 const LOG: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("log");
 /// `revision` and `compacted`.
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
@@ -34,8 +35,19 @@ const CACHE: usize = 4 << 20;
 /// A store in a file. Clones of the `Arc` share it; the file is locked against other processes.
 pub struct Embedded {
     database: Arc<Database>,
-    writer: mpsc::Sender<Write>,
+    /// Taken when the store is dropped: its thread ends with it.
+    writer: Option<(mpsc::Sender<Write>, JoinHandle<()>)>,
     watchers: Arc<Watchers>,
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        if let Some((queue, thread)) = self.writer.take() {
+            drop(queue);
+            // It holds the file: who opens it next must find it free. A panic of its own was logged by then.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Embedded {
@@ -53,20 +65,23 @@ impl Embedded {
                         "{} is in use by another process: stop it, or choose another --data-dir",
                         path.display()
                     )),
+                    redb::DatabaseError::Storage(redb::StorageError::Io(error)) => {
+                        StoreError::Unavailable(format!("failed to open {}: {error}", path.display()))
+                    }
                     other => StoreError::Corrupt(format!("failed to open {}: {other}", path.display())),
                 })?;
         let database = Arc::new(database);
         let revision = prepare(&database)?;
         let watchers = Arc::new(Watchers::new(revision));
-        let (writer, queue) = mpsc::channel();
+        let (writes, queue) = mpsc::channel();
         let (for_thread, told) = (Arc::clone(&database), Arc::clone(&watchers));
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer::run(&for_thread, &queue, &told))
             .map_err(|error| StoreError::Unavailable(format!("failed to start the writer: {error}")))?;
         Ok(Arc::new(Self {
             database,
-            writer,
+            writer: Some((writes, thread)),
             watchers,
         }))
     }
@@ -74,7 +89,8 @@ impl Embedded {
     async fn write(&self, key: &str, change: Change) -> Result<Revision, StoreError> {
         let (reply, answer) = oneshot::channel();
         let gone = || StoreError::Unavailable("the store's writer has ended".into());
-        self.writer
+        let (queue, _) = self.writer.as_ref().ok_or_else(gone)?;
+        queue
             .send(Write {
                 key: key.to_owned(),
                 change,
@@ -185,8 +201,8 @@ fn list(database: &Database, prefix: &str, options: &ListOptions) -> Result<Page
     let table = transaction.open_table(CURRENT).map_err(corrupt)?;
     let (start, end) = prefix_range(prefix);
     let start = match &options.after {
-        Some(key) => std::ops::Bound::Excluded(key.clone()),
-        None => start,
+        Some(key) if key.as_str() >= prefix => std::ops::Bound::Excluded(key.clone()),
+        _ => start,
     };
     let range = (as_str(&start), as_str(&end));
     let mut page = Page {
@@ -243,7 +259,9 @@ fn decode(key: &str, bytes: &[u8]) -> Result<KeyValue, StoreError> {
 
 fn corrupt(error: impl Into<redb::Error>) -> StoreError {
     match error.into() {
-        redb::Error::Io(error) => StoreError::Unavailable(format!("the disk refused: {error}")),
+        error @ (redb::Error::Io(_) | redb::Error::PreviousIo) => {
+            StoreError::Unavailable(format!("the disk refused: {error}"))
+        }
         other => StoreError::Corrupt(other.to_string()),
     }
 }

@@ -20,8 +20,13 @@ impl Follow {
     pub(super) async fn run(mut self) {
         let mut patience = Duration::from_millis(50);
         loop {
-            match self.follow().await {
-                Ok(()) => patience = Duration::from_millis(50),
+            let before = self.watchers.revision();
+            let outcome = self.follow().await;
+            if self.watchers.revision() > before {
+                patience = Duration::from_millis(50);
+            }
+            match outcome {
+                Ok(()) => {}
                 Err(StoreError::Compacted { oldest, .. }) => {
                     tracing::warn!("etcd has compacted what the watch had not seen, starting anew");
                     self.start_anew(oldest).await;

@@ -39,6 +39,7 @@ impl Etcd {
     /// When no endpoint answers.
     pub async fn connect(endpoints: &[String]) -> Result<Arc<Self>, StoreError> {
         let options = ConnectOptions::new()
+            .with_require_leader(true)
             .with_connect_timeout(std::time::Duration::from_secs(5))
             .with_keep_alive(
                 std::time::Duration::from_secs(10),
@@ -92,7 +93,7 @@ impl Store for Etcd {
         let (std::ops::Bound::Included(mut start), std::ops::Bound::Excluded(end)) = (start, end) else {
             return Err(StoreError::Corrupt(format!("{prefix:?} is no prefix of a key")));
         };
-        if let Some(after) = options.after {
+        if let Some(after) = options.after.filter(|after| after.as_str() >= prefix) {
             // The first key after another is that key and a zero byte.
             start = format!("{after}\0");
         }
@@ -105,7 +106,9 @@ impl Store for Etcd {
         if let Some(at) = options.at {
             query = query.with_revision(signed(at));
         }
-        let response = self.client.clone().get(start, Some(query)).await;
+        // A list of a large kind is larger than what gRPC takes by default.
+        let mut client = self.client.kv_client().max_decoding_message_size(usize::MAX);
+        let response = client.get(start, Some(query)).await;
         let response = match response {
             Ok(response) => response,
             Err(error) => return Err(self.past(error, options.at.unwrap_or_default()).await),
@@ -161,7 +164,11 @@ impl Store for Etcd {
         let options = CompactionOptions::new().with_physical();
         let outcome = self.client.clone().compact(signed(revision), Some(options)).await;
         if let Err(error) = outcome {
-            return Err(self.past(error, revision).await);
+            let error = self.past(error, revision).await;
+            // To compact twice to the same revision is no fault.
+            let again =
+                matches!(error, StoreError::Compacted { .. }) && self.recent.lock().compacted() == revision;
+            return if again { Ok(()) } else { Err(error) };
         }
         self.recent.lock().forget(revision);
         Ok(())

@@ -14,6 +14,7 @@ pub(super) struct Recent {
     events: VecDeque<Event>,
     bytes: usize,
     oldest: Revision,
+    compacted: Revision,
 }
 
 impl Recent {
@@ -22,6 +23,7 @@ impl Recent {
             events: VecDeque::new(),
             bytes: 0,
             oldest: revision,
+            compacted: Revision(0),
         }
     }
 
@@ -47,6 +49,12 @@ impl Recent {
             self.drop_first();
         }
         self.oldest = self.oldest.max(revision);
+        self.compacted = revision;
+    }
+
+    /// The last revision this process has compacted to.
+    pub(super) fn compacted(&self) -> Revision {
+        self.compacted
     }
 
     /// Changes to keys with this prefix after `after`, up to and including `until`.
