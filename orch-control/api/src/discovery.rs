@@ -125,14 +125,11 @@ fn subresource(parent: &Kind, subresource: Subresource) -> Value {
     resource
 }
 
-/// A text that changes when the stored form does: the FNV-1a hash of its group, version and kind.
+/// A text that changes when the stored form does.
 fn storage_version_hash(stored: &Kind) -> String {
     use base64::Engine as _;
     let text = format!("{}/{}/{}", stored.group, stored.version, stored.kind);
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    base64::engine::general_purpose::STANDARD.encode(hash.to_be_bytes())
+    base64::engine::general_purpose::STANDARD.encode(crate::value::hash(&text).to_be_bytes())
 }
 
 /// `/api` in the aggregated form (`apidiscovery.k8s.io/v2` APIGroupDiscoveryList).

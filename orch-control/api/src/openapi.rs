@@ -39,12 +39,25 @@ fn document_name(group: &str, version: &str) -> String {
 }
 
 /// `/openapi/v3`: where the documents of the group versions are.
+///
+/// Clients cache a document by its hash, so that it must change with the schemas and the table.
 pub fn v3_index() -> Value {
+    let kinds: String = KINDS
+        .iter()
+        .map(|k| format!("{k:?}{:?}", k.subresources))
+        .collect();
+    let text = [
+        env!("CARGO_PKG_VERSION"),
+        kinds.as_str(),
+        crate::schema::definitions::TEXT,
+    ]
+    .concat();
+    let hash = crate::value::hash(&text);
     let paths: Map<String, Value> = group_versions()
         .into_iter()
         .map(|(group, version)| {
             let name = document_name(group, version);
-            let url = format!("/openapi/v3/{name}?hash={}", env!("CARGO_PKG_VERSION"));
+            let url = format!("/openapi/v3/{name}?hash={hash:016X}");
             (name, json!({"serverRelativeURL": url}))
         })
         .collect();

@@ -158,7 +158,7 @@ fn nanos(whole: &str, fraction: &str, scale: Scale) -> i128 {
             _ => return MAX,
         };
     }
-    for _ in 0..(-power).max(0).min(60) {
+    for _ in 0..(-power).clamp(0, 60) {
         mantissa = ceil_div(mantissa, 10);
     }
     mantissa.min(MAX)

@@ -10,6 +10,8 @@ pub(crate) mod service;
 pub(crate) mod volume;
 pub(crate) mod workload;
 
+pub use pod_update::ephemeral_containers;
+
 use serde_json::Value;
 
 use crate::field::{FieldError, Path};

@@ -78,3 +78,10 @@ pub(crate) fn set_default(map: &mut Map<String, Value>, key: &str, value: impl I
     }
     map.insert(key.to_owned(), value.into());
 }
+
+/// The FNV-1a hash of a text: to notice a change by, not to resist forgery.
+pub(crate) fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}

@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-const TEXT: &str = include_str!("../../schemas/v1.36.txt");
+/// The file.
+pub(crate) const TEXT: &str = include_str!("../../schemas/v1.36.txt");
 
 /// The shape of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! Label selectors: `a=b,c!=d,e in (f,g),h notin (i),j,!k,l>3` and `metav1.LabelSelector`.
 
+use std::fmt;
+
 use serde_json::Value;
 
 use crate::ApiError;
@@ -171,6 +173,31 @@ impl Requirement {
             Operator::Gt => compare(i64::gt),
             Operator::Lt => compare(i64::lt),
         }
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (key, values) = (&self.key, self.values.join(","));
+        match self.operator {
+            Operator::In if self.values.len() == 1 => write!(f, "{key}={values}"),
+            Operator::In => write!(f, "{key} in ({values})"),
+            Operator::NotIn if self.values.len() == 1 => write!(f, "{key}!={values}"),
+            Operator::NotIn => write!(f, "{key} notin ({values})"),
+            Operator::Exists => f.write_str(key),
+            Operator::DoesNotExist => write!(f, "!{key}"),
+            Operator::Gt => write!(f, "{key}>{values}"),
+            Operator::Lt => write!(f, "{key}<{values}"),
+        }
+    }
+}
+
+impl fmt::Display for LabelSelector {
+    /// The form of the `labelSelector` parameter, sorted by key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts: Vec<String> = self.requirements.iter().map(Requirement::to_string).collect();
+        parts.sort();
+        f.write_str(&parts.join(","))
     }
 }
 
@@ -366,6 +393,15 @@ mod tests {
         assert!(
             LabelSelector::from_value(&json!({"matchExpressions": [{"key": "a", "operator": "?"}]})).is_err()
         );
+    }
+
+    #[test]
+    fn prints_what_it_parses() {
+        for selector in ["", "a=b", "a in (b,c)", "!a,b", "a!=b", "a notin (b,c)", "n>3"] {
+            let parsed = LabelSelector::parse(selector).unwrap();
+            assert_eq!(LabelSelector::parse(&parsed.to_string()), Ok(parsed.clone()));
+            assert_eq!(parsed.to_string(), selector);
+        }
     }
 
     proptest! {

@@ -80,7 +80,7 @@ pub(crate) fn spec(spec: &Value, path: &Path, errors: &mut Vec<FieldError>) {
             faults(&path.child(key), name, rule(name), errors);
         }
     }
-    super::metadata::labels(&spec["nodeSelector"], &path.child("nodeSelector"), errors);
+    metadata::labels(&spec["nodeSelector"], &path.child("nodeSelector"), errors);
     host_network_ports(spec, path, errors);
     host_aliases(spec, path, errors);
     tolerations(spec, path, errors);

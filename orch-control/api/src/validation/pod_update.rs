@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::field::{FieldError, Path};
-use crate::value::{child_mut, list, list_mut, object_mut};
+use crate::value::{list, list_mut, object_mut};
 
 const REFUSED: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
@@ -67,8 +67,8 @@ pub(crate) fn spec(new: &Value, old: &Value) -> Vec<FieldError> {
     errors
 }
 
-/// The faults of an update of the `ephemeralcontainers` subresource.
-pub(crate) fn ephemeral(new: &Value, old: &Value) -> Vec<FieldError> {
+/// The faults of an update of the `ephemeralcontainers` subresource: what there is may not change.
+pub fn ephemeral_containers(new: &Value, old: &Value) -> Vec<FieldError> {
     let path = Path::new("spec").child("ephemeralContainers");
     let kept = list(new, &["spec", "ephemeralContainers"]);
     list(old, &["spec", "ephemeralContainers"])
@@ -139,15 +139,4 @@ fn difference(new: &Value, old: &Value) -> String {
         lines.push(format!("+  {key}: {}", new[key]));
     }
     lines.join("\n")
-}
-
-/// Puts the old spec under all that a subresource may not change: `key` is what it may.
-pub(crate) fn only(new: &mut Value, old: &Value, key: &str) {
-    let value = new["spec"].get(key).cloned();
-    let mut spec = old["spec"].clone();
-    match value {
-        Some(value) => object_mut(&mut spec).insert(key.to_owned(), value),
-        None => object_mut(&mut spec).remove(key),
-    };
-    *child_mut(new, "spec") = std::mem::take(object_mut(&mut spec));
 }

@@ -1,0 +1,56 @@
+//! Columns of Deployments and ReplicaSets.
+
+use super::core::status_count;
+use super::{
+    AGE, Column, NAME, container_images, container_names, count, integer, label_selector, string, wide,
+};
+use crate::value::{at, int};
+
+/// apps/v1 Deployment.
+pub const DEPLOYMENT: &[Column] = &[
+    NAME,
+    string("Ready", "Ready pods of those wanted.", |o, _| {
+        let ready = int(o, &["status", "readyReplicas"]).unwrap_or(0);
+        format!("{ready}/{}", int(o, &["spec", "replicas"]).unwrap_or(0)).into()
+    }),
+    integer("Up-to-date", "Pods of the current template.", |o, _| {
+        status_count(o, "updatedReplicas")
+    }),
+    integer("Available", "Pods that have been ready long enough.", |o, _| {
+        status_count(o, "availableReplicas")
+    }),
+    AGE,
+    wide("Containers", "The containers of the template.", |o, _| {
+        container_names(at(o, &["spec", "template", "spec"]))
+    }),
+    wide("Images", "Their images.", |o, _| {
+        container_images(at(o, &["spec", "template", "spec"]))
+    }),
+    wide("Selector", "The labels of the pods.", |o, _| {
+        label_selector(at(o, &["spec", "selector"]))
+    }),
+];
+
+/// apps/v1 ReplicaSet.
+pub const REPLICA_SET: &[Column] = &[
+    NAME,
+    integer("Desired", "How many pods are wanted.", |o, _| {
+        count(o, &["spec", "replicas"])
+    }),
+    integer("Current", "How many pods there are.", |o, _| {
+        status_count(o, "replicas")
+    }),
+    integer("Ready", "How many of them are ready.", |o, _| {
+        status_count(o, "readyReplicas")
+    }),
+    AGE,
+    wide("Containers", "The containers of the template.", |o, _| {
+        container_names(at(o, &["spec", "template", "spec"]))
+    }),
+    wide("Images", "Their images.", |o, _| {
+        container_images(at(o, &["spec", "template", "spec"]))
+    }),
+    wide("Selector", "The labels of the pods.", |o, _| {
+        label_selector(at(o, &["spec", "selector"]))
+    }),
+];
