@@ -210,7 +210,8 @@ impl Kind {
     pub fn verbs(&self) -> &'static [&'static str] {
         match (&self.storage, self.kind) {
             (Storage::Virtual, _) => &["create"],
-            // Kubernetes has no deletecollection for services' sake of their allocated addresses.
+            // Namespaces go one at a time: each takes all that is in it along.
+            (_, "Namespace") => &["create", "delete", "get", "list", "patch", "update", "watch"],
             _ => &[
                 "create",
                 "delete",

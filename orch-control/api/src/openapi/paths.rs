@@ -81,10 +81,11 @@ pub(super) fn add(kind: &Kind, dialect: Dialect, out: &mut Map<String, Value>) {
         let everywhere = format!("{root}/{}", kind.plural);
         out.insert(everywhere.clone(), path(&everywhere, &[list_all()], dialect));
     }
-    out.insert(
-        collection.clone(),
-        path(&collection, &[list_all(), create, delete_all], dialect),
-    );
+    let mut operations = vec![list_all(), create];
+    if kind.verbs().contains(&"deletecollection") {
+        operations.push(delete_all);
+    }
+    out.insert(collection.clone(), path(&collection, &operations, dialect));
     let object = format!("{collection}/{{name}}");
     let patch_body = Some("patch");
     let operations = [
