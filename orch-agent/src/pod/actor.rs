@@ -119,8 +119,12 @@ impl Actor {
         &self.state.core().pod
     }
 
+    /// The pod's address; that of an adopted pod is known from its status before its sandbox has been looked at.
     fn ip(&self) -> Option<IpAddr> {
-        self.state.core().ip()
+        self.state
+            .core()
+            .ip()
+            .or_else(|| self.status.pod_ip.as_deref()?.parse().ok())
     }
 
     fn target(&self, slot: usize, id: String) -> Target {

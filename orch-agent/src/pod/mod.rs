@@ -5,6 +5,8 @@
 //! drive everything. Static pods from a manifest folder are not read yet.
 
 pub mod actor;
+#[cfg(test)]
+mod actor_tests;
 pub mod backoff;
 pub mod context;
 pub mod env;

@@ -12,11 +12,8 @@ use super::{
     event::Event,
     files, quantity,
     resources::{self, Qos, Resources},
-    volumes::{self, VolumeError, mount},
+    volumes::{self, VolumeError},
 };
-
-/// The size of the `/dev/shm` that a pod's containers share; the kernel's and Docker's default.
-const SHM_BYTES: u64 = 64 << 20;
 
 /// Makes or completes everything; failures are recorded as events on the pod.
 pub async fn run(context: Arc<Context>, pod: Arc<Pod>, local: Arc<Local>) -> Event {
@@ -148,7 +145,7 @@ pub async fn refresh(context: Arc<Context>, pod: Arc<Pod>, local: Arc<Local>) {
     all_volumes(&context, &pod, &local).await;
 }
 
-/// `/etc/hosts`, `/etc/resolv.conf`, `/etc/hostname` and `/dev/shm`.
+/// `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
 async fn write_files(context: &Context, pod: &Pod, ip: Option<IpAddr>) -> Result<(), VolumeError> {
     let config = &context.config;
     let paths = context.paths(pod);
@@ -173,12 +170,7 @@ async fn write_files(context: &Context, pod: &Pod, ip: Option<IpAddr>) -> Result
         for (file, text) in &texts {
             write_if_new(&paths.etc(file), text)?;
         }
-        let shm = paths.pod.join("shm");
-        std::fs::create_dir_all(&shm).map_err(VolumeError::io("create", &shm))?;
-        mount::tmpfs(&shm, Some(SHM_BYTES))?;
-        use std::os::unix::fs::PermissionsExt as _;
-        std::fs::set_permissions(&shm, std::fs::Permissions::from_mode(0o1777))
-            .map_err(VolumeError::io("set permissions of", &shm))
+        Ok(())
     };
     let done = tokio::task::spawn_blocking(write).await;
     done.unwrap_or_else(|e| Err(VolumeError::io("write", &dir)(std::io::Error::other(e))))

@@ -151,18 +151,6 @@ fn mounts<'a>(
             out.push(bind(paths.etc(name), &destination, false));
         }
     }
-    if !wanted
-        .iter()
-        .any(|m| m.mount_path.trim_end_matches('/') == "/dev/shm")
-    {
-        let host_ipc = pod.spec.as_ref().and_then(|s| s.host_ipc) == Some(true);
-        let shm = if host_ipc {
-            PathBuf::from("/dev/shm")
-        } else {
-            paths.pod.join("shm")
-        };
-        out.push(bind(shm, "/dev/shm", false));
-    }
     let message = paths.message(&container.name, attempt);
     message_file(&message).map_err(|source| SpecError::File {
         path: message.clone(),

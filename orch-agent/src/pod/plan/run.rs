@@ -65,8 +65,12 @@ fn started(core: &mut Core, slot: usize, id: String, image_id: String, at: Times
     let container = core.container(slot).cloned();
     let Some(s) = core.slots.get_mut(slot) else { return };
     s.image_id = image_id;
+    // The exit may have overtaken the news of the start, and a restart both.
+    if let Some(last) = s.last.as_mut().filter(|last| last.id == id) {
+        last.started.get_or_insert(at);
+        return;
+    }
     match &mut s.phase {
-        // The exit overtook the news of the start.
         Phase::Exited(finished) if finished.id == id => finished.started = Some(at),
         Phase::Starting { id: expected } if *expected == id => {
             s.phase = Phase::Running(Run {

@@ -135,15 +135,27 @@ pub(super) fn terminating(
             image_id,
             at,
         } => {
-            if let Some(s) = core.slots.get_mut(slot)
-                && matches!(&s.phase, Phase::Starting { id: expected } if *expected == id)
-            {
-                s.image_id = image_id;
-                s.phase = Phase::Running(Run {
-                    id,
-                    at,
-                    stopping: false,
-                });
+            let starting = |p: &Phase| matches!(p, Phase::Starting { id: expected } if *expected == id);
+            match core.slots.get_mut(slot) {
+                Some(s) if starting(&s.phase) => {
+                    s.image_id = image_id;
+                    s.phase = Phase::Running(Run {
+                        id,
+                        at,
+                        stopping: false,
+                    });
+                }
+                _ => run::heard(
+                    &mut core,
+                    now,
+                    Event::Started {
+                        slot,
+                        id,
+                        image_id,
+                        at,
+                    },
+                    ops,
+                ),
             }
         }
         Event::Exited { .. } | Event::Oom { .. } | Event::StartFailed { .. } => {
