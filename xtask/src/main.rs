@@ -8,6 +8,7 @@ mod image;
 mod run;
 mod term;
 mod test;
+mod tidy;
 
 use std::path::PathBuf;
 
@@ -47,6 +48,8 @@ enum Command {
     BuildEbpf,
     /// Runs the tests, after setting up what they need
     Test(test::Options),
+    /// Checks the house rules that no compiler knows
+    Tidy,
     /// Measures; prints tables and writes JSON under target/bench/
     Bench(bench::Options),
 }
@@ -60,6 +63,7 @@ fn main() {
         Command::BuildImage { recipes } => image::run(&recipes),
         Command::BuildEbpf => build_ebpf_command(),
         Command::Test(options) => test::run(&options),
+        Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
     };
     if let Err(error) = outcome {
