@@ -1,0 +1,212 @@
+//! The one place with `unsafe`: BPF links, which aya can make but not swap at a cgroup, and entering a namespace.
+
+use std::{
+    ffi::CString,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use nix::sched::{CloneFlags, setns};
+use tokio::io::{Interest, unix::AsyncFd};
+
+// Commands of bpf(2) and attach types, from linux/bpf.h.
+const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_UPDATE: libc::c_int = 29;
+
+/// Where a program can be attached, with the kernel's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum AttachType {
+    /// `BPF_CGROUP_INET4_CONNECT`.
+    Connect4 = 10,
+    /// `BPF_CGROUP_INET6_CONNECT`.
+    Connect6 = 11,
+    /// `BPF_CGROUP_UDP4_SENDMSG`.
+    Sendmsg4 = 14,
+    /// `BPF_CGROUP_UDP6_SENDMSG`.
+    Sendmsg6 = 15,
+    /// `BPF_CGROUP_UDP4_RECVMSG`.
+    Recvmsg4 = 19,
+    /// `BPF_CGROUP_UDP6_RECVMSG`.
+    Recvmsg6 = 20,
+    /// `BPF_CGROUP_INET4_GETPEERNAME`.
+    Getpeername4 = 29,
+    /// `BPF_CGROUP_INET6_GETPEERNAME`.
+    Getpeername6 = 30,
+    /// `BPF_TCX_INGRESS`, Linux 6.6.
+    TcxIngress = 46,
+    /// `BPF_TCX_EGRESS`, Linux 6.6.
+    TcxEgress = 47,
+}
+
+/// What a program is attached to.
+#[derive(Debug, Clone, Copy)]
+pub enum Target<'a> {
+    /// A cgroup v2 directory.
+    Cgroup(BorrowedFd<'a>),
+    /// An interface of the calling thread's network namespace.
+    Interface(u32),
+}
+
+/// The largest attribute used here: `bpf_attr.link_create` for tcx.
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    prog_fd: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    _pad: u32,
+    expected_revision: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Object {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {
+    // SAFETY: `attributes` is a `repr(C)` prefix of `union bpf_attr` for the command, valid for its whole size, and
+    // every pointer in it is to memory that outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    i32::try_from(result)
+        .ok()
+        .filter(|fd| *fd >= 0)
+        .ok_or_else(io::Error::last_os_error)
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
+}
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: the kernel has just returned this descriptor to us, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Attaches a program by a link that lasts as long as the descriptor or a pin.
+///
+/// *Kernel*: cgroups 5.7, tcx 6.6.
+///
+/// # Errors
+/// The kernel's; `EINVAL` where it does not know the attach type.
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    target: Target<'_>,
+    attach_type: AttachType,
+) -> io::Result<OwnedFd> {
+    let target = match target {
+        Target::Cgroup(fd) => number(fd),
+        Target::Interface(index) => index,
+    };
+    let mut attributes = LinkCreate {
+        prog_fd: number(program),
+        target,
+        attach_type: attach_type as u32,
+        ..LinkCreate::default()
+    };
+    bpf(BPF_LINK_CREATE, &mut attributes).map(owned)
+}
+
+/// Replaces the link's program at one instant: every packet meets the old one or the new one.
+///
+/// # Errors
+/// `ENOLINK` when what the link was attached to is gone.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = LinkUpdate {
+        link_fd: number(link),
+        new_prog_fd: number(program),
+        ..LinkUpdate::default()
+    };
+    bpf(BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Gives a BPF object a name on a BPF file system, where it outlives the process.
+///
+/// # Errors
+/// The kernel's, `EEXIST` among them.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Object {
+        pathname: name.as_ptr() as u64,
+        bpf_fd: number(object),
+        ..Object::default()
+    };
+    bpf(BPF_OBJ_PIN, &mut attributes).map(drop)
+}
+
+/// Opens a pinned BPF object.
+///
+/// # Errors
+/// `ENOENT` when there is none.
+pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Object {
+        pathname: name.as_ptr() as u64,
+        ..Object::default()
+    };
+    bpf(BPF_OBJ_GET, &mut attributes).map(owned)
+}
+
+/// Runs `work` on a thread of its own that stands in the network namespace, and waits for it.
+///
+/// # Errors
+/// When the thread cannot be started or may not enter.
+pub fn in_namespace<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, || {
+                setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                Ok(work())
+            })?
+            .join()
+            .map_err(|_| io::Error::other("the thread in the network namespace panicked"))?
+    })
+}
+
+/// Reads a value of the ABI out of a record's bytes; `None` when there are too few.
+#[must_use]
+pub fn read_as<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: the bytes are there, any bytes are a valid `Pod`, and the read needs no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// Waits for a ring buffer's descriptor in the async runtime.
+///
+/// # Errors
+/// When the runtime cannot watch it.
+pub fn readable<T: AsFd + AsRawFd>(buffer: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: a ring buffer keeps one descriptor open from its making to its drop, and `as_raw_fd` names that one.
+    unsafe { AsyncFd::register_with_interest(buffer, Interest::READABLE) }.map_err(io::Error::from)
+}

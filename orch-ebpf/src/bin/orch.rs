@@ -1,0 +1,63 @@
+//! Entry points of the eBPF programs.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
+use orch_ebpf::datapath::{
+    pod,
+    socket::{self, Family},
+    uplink,
+};
+
+/// Packets from a pod: at ingress of the node's side of its veth pair.
+#[classifier]
+pub fn pod_ingress(ctx: TcContext) -> i32 {
+    pod::ingress(&ctx)
+}
+
+/// Packets from outside and from other nodes.
+#[classifier]
+pub fn uplink_ingress(ctx: TcContext) -> i32 {
+    uplink::ingress(&ctx)
+}
+
+/// Packets to the outside and to other nodes.
+#[classifier]
+pub fn uplink_egress(ctx: TcContext) -> i32 {
+    uplink::egress(&ctx)
+}
+
+macro_rules! socket_hooks {
+    ($($name:ident $family:ident $step:ident,)+) => {
+        $(
+            /// A system call's hook, see [`socket`].
+            #[cgroup_sock_addr($name)]
+            pub fn $name(ctx: SockAddrContext) -> i32 {
+                socket::$step(&ctx, Family::$family)
+            }
+        )+
+    };
+}
+
+socket_hooks! {
+    connect4 V4 connect,
+    connect6 V6 connect,
+    sendmsg4 V4 sendmsg,
+    sendmsg6 V6 sendmsg,
+    recvmsg4 V4 restore,
+    recvmsg6 V6 restore,
+    getpeername4 V4 restore,
+    getpeername6 V6 restore,
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
