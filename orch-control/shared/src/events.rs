@@ -57,7 +57,13 @@ impl Recorder {
         reason: &'static str,
         message: impl Into<String>,
     ) {
-        let record = Record { object, severity, reason, message: message.into(), at: Timestamp::now() };
+        let record = Record {
+            object,
+            severity,
+            reason,
+            message: message.into(),
+            at: Timestamp::now(),
+        };
         if self.sender.try_send(record).is_err() {
             warn!(reason, "dropped an event: the API server takes them too slowly");
         }
@@ -115,7 +121,11 @@ async fn write_one(
     record: Record,
 ) -> Result<(), kube::Error> {
     // Events on objects without a namespace live in `default`.
-    let namespace = record.object.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    let namespace = record
+        .object
+        .namespace
+        .clone()
+        .unwrap_or_else(|| "default".to_owned());
     let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
     let key = Sameness {
         object: record.object.uid.clone().unwrap_or_default(),
@@ -126,7 +136,10 @@ async fn write_one(
     let at = Time(record.at);
     if let Some((name, count)) = memory.seen.get(&key).cloned() {
         let patch = serde_json::json!({ "count": count + 1, "lastTimestamp": at });
-        match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        match api
+            .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+        {
             Ok(_) => {
                 memory.remember(key, name, count + 1);
                 return Ok(());
@@ -155,7 +168,10 @@ async fn write_one(
         reason: Some(record.reason.to_owned()),
         message: Some(record.message),
         type_: Some(severity.to_owned()),
-        source: Some(EventSource { component: Some(component.to_owned()), host: None }),
+        source: Some(EventSource {
+            component: Some(component.to_owned()),
+            host: None,
+        }),
         reporting_component: Some(component.to_owned()),
         reporting_instance: Some(String::new()),
         first_timestamp: Some(at.clone()),

@@ -6,7 +6,12 @@ use k8s_openapi::jiff::Timestamp;
 
 /// The pod's condition of this type.
 pub fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
-    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == type_)
+    pod.status
+        .as_ref()?
+        .conditions
+        .as_ref()?
+        .iter()
+        .find(|c| c.type_ == type_)
 }
 
 /// Whether the pod's Ready condition is True, whatever else is happening to it.
@@ -27,12 +32,19 @@ pub fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> (bool,
         return (false, None);
     };
     let missing = i64::from(min_ready_seconds) - (now.as_second() - since.0.as_second());
-    if missing <= 0 { (true, None) } else { (false, Some(missing)) }
+    if missing <= 0 {
+        (true, None)
+    } else {
+        (false, Some(missing))
+    }
 }
 
 /// The pod's phase; empty before the first status.
 pub fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+    pod.status
+        .as_ref()
+        .and_then(|s| s.phase.as_deref())
+        .unwrap_or_default()
 }
 
 /// Whether no container of the pod runs or will run again.
@@ -52,5 +64,8 @@ pub fn node_name(pod: &Pod) -> Option<&str> {
 
 /// The owner that controls the object; an object has at most one.
 pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
-    meta.owner_references.as_ref()?.iter().find(|o| o.controller == Some(true))
+    meta.owner_references
+        .as_ref()?
+        .iter()
+        .find(|o| o.controller == Some(true))
 }

@@ -20,7 +20,11 @@ pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 /// effect every effect; `Lt` and `Gt` compare integers (API: `core/v1.Toleration.operator`).
 pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let text = |s: &Option<String>| s.as_deref().unwrap_or_default().to_owned();
-    let (key, effect, operator) = (text(&toleration.key), text(&toleration.effect), text(&toleration.operator));
+    let (key, effect, operator) = (
+        text(&toleration.key),
+        text(&toleration.effect),
+        text(&toleration.operator),
+    );
     if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
         return false;
     }
@@ -43,7 +47,9 @@ pub fn untolerated<'a>(
     tolerations: &[Toleration],
     relevant: impl Fn(&Taint) -> bool,
 ) -> Option<&'a Taint> {
-    taints.iter().find(|taint| relevant(taint) && !tolerations.iter().any(|t| tolerates(t, taint)))
+    taints
+        .iter()
+        .find(|taint| relevant(taint) && !tolerations.iter().any(|t| tolerates(t, taint)))
 }
 
 #[cfg(test)]
@@ -63,8 +69,12 @@ mod tests {
 
     #[test]
     fn tolerations_answer_taints_as_the_api_says() {
-        let taint =
-            Taint { key: "k".into(), value: Some("5".into()), effect: NO_SCHEDULE.into(), time_added: None };
+        let taint = Taint {
+            key: "k".into(),
+            value: Some("5".into()),
+            effect: NO_SCHEDULE.into(),
+            time_added: None,
+        };
         let cases = [
             (toleration("k", "", "5", ""), true),
             (toleration("k", "Equal", "6", ""), false),

@@ -16,7 +16,11 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Watches everything `api` reaches. `trim` drops what nobody here reads, so that it is never kept.
-pub fn events<K>(api: Api<K>, config: watcher::Config, trim: fn(&mut K)) -> impl Stream<Item = Event<K>> + Send
+pub fn events<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    trim: fn(&mut K),
+) -> impl Stream<Item = Event<K>> + Send
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     K::DynamicType: Default,

@@ -1,0 +1,244 @@
+//! Endpoints: who answers for a service, as EndpointSlices and as the older Endpoints.
+//!
+//! # Flow
+//! A service, a pod that it selects (or did), a node's zone, or one of its slices changes → the endpoints are
+//! computed from the pods and compared with the slices; only slices that differ are written.
+//! # Guarantees
+//! An endpoint stays in its slice while it exists, so that one pod's change is one slice's write. A pod whose
+//! deletion has begun is at once neither ready nor anything but terminating.
+//! # Assumptions
+//! Slices that are not marked as this controller's belong to somebody else. Services without a selector have
+//! endpoints that somebody else writes.
+//! # Errors
+//! A failed write is tried again with back-off. While a write of ours has not come back through the watch the
+//! service waits for it, lest a slice be made twice.
+
+mod legacy;
+mod plan;
+mod slices;
+mod tracker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::{Api, Client, ResourceExt};
+
+use self::tracker::Tracker;
+use crate::Context;
+use crate::core::{Doing, Informers, Key, Next, Queue, ReconcileError, drive, is, namespace_is_terminating};
+
+struct Controller {
+    client: Client,
+    informers: Arc<Informers>,
+    tracker: Tracker,
+}
+
+/// Whether the service's selector names pods with these labels.
+fn selects(service: &Service, pod: &Pod) -> bool {
+    let selector = service
+        .spec
+        .as_ref()
+        .and_then(|s| s.selector.as_ref())
+        .filter(|s| !s.is_empty());
+    selector.is_some_and(|s| s.iter().all(|(key, value)| pod.labels().get(key) == Some(value)))
+}
+
+/// Starts both controllers.
+pub fn start(context: &Context) {
+    let informers = context.informers.clone();
+    let (slices, endpoints) = (
+        Arc::new(Queue::<Key>::default()),
+        Arc::new(Queue::<Key>::default()),
+    );
+    let controller = Arc::new(Controller {
+        client: context.client.clone(),
+        informers: informers.clone(),
+        tracker: Tracker::default(),
+    });
+
+    let wake = [slices.clone(), endpoints.clone()];
+    informers.services.subscribe(move |change| {
+        change
+            .both()
+            .for_each(|s| wake.iter().for_each(|queue| queue.add(Key::of(&**s))));
+    });
+    let (wake, reader) = ([slices.clone(), endpoints.clone()], informers.clone());
+    informers.pods.subscribe(move |change| {
+        if let (Some(old), Some(new)) = (change.old, change.new) {
+            if !plan::differs(old, new) {
+                return;
+            }
+        }
+        let namespace = change
+            .both()
+            .next()
+            .and_then(|p| p.namespace())
+            .unwrap_or_default();
+        for service in reader.services.in_namespace(&namespace) {
+            if change.both().any(|pod| selects(&service, pod)) {
+                wake.iter().for_each(|queue| queue.add(Key::of(&*service)));
+            }
+        }
+    });
+    let (wake, reader) = (slices.clone(), informers.clone());
+    informers.nodes.subscribe(move |change| {
+        let zone = |n: Option<&Arc<k8s_openapi::api::core::v1::Node>>| n.and_then(|n| plan::zone(n));
+        if zone(change.old) != zone(change.new) {
+            reader.services.all().iter().for_each(|s| wake.add(Key::of(&**s)));
+        }
+    });
+    let (wake, this) = (slices.clone(), controller.clone());
+    informers.slices.subscribe(move |change| {
+        for slice in change.both() {
+            if let Some(service) = slices::service_of(slice) {
+                let key = Key::new(slice.namespace().unwrap_or_default(), service);
+                this.tracker.seen(&key, slice, change.new.is_none());
+                wake.add(key);
+            }
+        }
+    });
+    let wake = endpoints.clone();
+    informers
+        .endpoints
+        .subscribe(move |change| change.both().for_each(|e| wake.add(Key::of(&**e))));
+
+    let this = controller.clone();
+    drive("endpointslice", slices, 4, context.token.clone(), move |key| {
+        let controller = this.clone();
+        async move { controller.slices(&key).await }
+    });
+    drive("endpoint", endpoints, 2, context.token.clone(), move |key| {
+        let controller = controller.clone();
+        async move { controller.endpoints(&key).await }
+    });
+}
+
+impl Controller {
+    async fn synced(&self) {
+        self.informers.services.synced().await;
+        self.informers.pods.synced().await;
+        self.informers.nodes.synced().await;
+    }
+
+    /// The service with the pods it selects; `None` if it has no endpoints of ours.
+    fn service(&self, key: &Key) -> Option<(Arc<Service>, Vec<Arc<Pod>>)> {
+        let service = self.informers.services.get(key)?;
+        let spec = service.spec.as_ref()?;
+        if spec.selector.as_ref().is_none_or(|s| s.is_empty())
+            || spec.type_.as_deref() == Some("ExternalName")
+        {
+            return None;
+        }
+        let mut pods = self.informers.pods.in_namespace(&key.namespace);
+        pods.retain(|pod| selects(&service, pod));
+        Some((service, pods))
+    }
+
+    async fn slices(&self, key: &Key) -> Result<Next, ReconcileError> {
+        self.synced().await;
+        self.informers.slices.synced().await;
+        let Some((service, pods)) = self.service(key) else {
+            // Slices of a service that is gone are the garbage collector's.
+            self.tracker.forget(key);
+            return Ok(None);
+        };
+        if service.metadata.deletion_timestamp.is_some() {
+            return Ok(None);
+        }
+        if !self.tracker.is_fresh(key) {
+            // The watch wakes us as soon as it has shown the rest; this is only for what never comes.
+            return Ok(Some(Duration::from_secs(1)));
+        }
+        let mut existing = self.informers.slices.in_namespace(&key.namespace);
+        existing.retain(|s| slices::is_ours(s) && slices::service_of(s) == Some(key.name.as_str()));
+        let zone = |node: &str| {
+            self.informers
+                .nodes
+                .get(&Key::new("", node))
+                .and_then(|n| plan::zone(&n))
+        };
+        let wanted = plan::endpoints(&service, &pods, zone);
+        let steps = slices::plan(&service, wanted, &existing);
+        let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
+        for slice in steps.update {
+            let name = slice.name_any();
+            let written = api.replace(&name, &PostParams::default(), &slice).await;
+            let written =
+                written.doing_if_there(|| format!("update endpoint slice {}/{name}", key.namespace))?;
+            written.into_iter().for_each(|w| self.tracker.wrote(key, &w));
+        }
+        for slice in steps.create {
+            match api.create(&PostParams::default(), &slice).await {
+                Ok(written) => self.tracker.wrote(key, &written),
+                Err(error) if namespace_is_terminating(&error) => return Ok(None),
+                Err(error) => {
+                    return Err(error).doing(|| format!("create an endpoint slice of service {key}"));
+                }
+            }
+        }
+        for slice in steps.delete {
+            let name = slice.name_any();
+            let same = Preconditions {
+                uid: slice.uid(),
+                resource_version: None,
+            };
+            let params = DeleteParams {
+                preconditions: Some(same),
+                ..DeleteParams::default()
+            };
+            let gone = api.delete(&name, &params).await;
+            if gone
+                .doing_if_there(|| format!("delete endpoint slice {}/{name}", key.namespace))?
+                .is_some()
+            {
+                self.tracker.deleted(key, &slice);
+            }
+        }
+        Ok(None)
+    }
+
+    async fn endpoints(&self, key: &Key) -> Result<Next, ReconcileError> {
+        self.synced().await;
+        self.informers.endpoints.synced().await;
+        let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
+        let existing = self.informers.endpoints.get(key);
+        let Some((service, pods)) = self.service(key) else {
+            // As in Kubernetes, a service takes its endpoints with it; those of one without selector are its owner's.
+            if existing.is_some() && self.informers.services.get(key).is_none() {
+                api.delete(&key.name, &DeleteParams::default())
+                    .await
+                    .doing_if_there(|| format!("delete endpoints {key}"))?;
+            }
+            return Ok(None);
+        };
+        if service.metadata.deletion_timestamp.is_some() {
+            return Ok(None);
+        }
+        let wanted = legacy::endpoints(&service, plan::endpoints(&service, &pods, |_| None));
+        let Some(existing) = existing else {
+            return match api.create(&PostParams::default(), &wanted).await {
+                Err(error) if !is(&error, 409) && !namespace_is_terminating(&error) => {
+                    Err(error).doing(|| format!("create endpoints {key}"))
+                }
+                _ => Ok(None),
+            };
+        };
+        let labels = |e: &Endpoints| e.metadata.labels.clone().unwrap_or_default();
+        let subsets = |e: &Endpoints| e.subsets.clone().unwrap_or_default();
+        if labels(&existing) == labels(&wanted) && subsets(&existing) == subsets(&wanted) {
+            return Ok(None);
+        }
+        let mut metadata = existing.metadata.clone();
+        metadata.labels = wanted.metadata.labels;
+        let next = Endpoints {
+            metadata,
+            subsets: wanted.subsets,
+        };
+        let written = api.replace(&key.name, &PostParams::default(), &next).await;
+        written.doing_if_there(|| format!("update endpoints {key}"))?;
+        Ok(None)
+    }
+}

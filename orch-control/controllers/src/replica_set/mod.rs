@@ -1,0 +1,378 @@
+//! ReplicaSet: as many pods of a template as asked for.
+//!
+//! # Flow
+//! A replica set, or a pod that it owns or could own, changes → pods that match and have no controller are adopted,
+//! pods that no longer match are released, missing pods are created in batches that double as long as they
+//! succeed, surplus ones are deleted in Kubernetes' order, the status is written.
+//! # Guarantees
+//! Never more pods are created than are missing: while creations or deletions of ours have not come back through
+//! the watch, no new ones are started.
+//! # Assumptions
+//! Selectors of replica sets do not overlap; if they do, the controller reference decides.
+//! # Errors
+//! A failed creation or deletion is an event and the condition ReplicaFailure, and is tried again with back-off.
+
+mod expectations;
+mod plan;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::{Selector, SelectorExt};
+use kube::{Api, Client, ResourceExt};
+use orch_shared::events::{Recorder, Severity, reference};
+use orch_shared::pods::{controller_of, is_deleting, is_terminal};
+use serde_json::json;
+
+use self::expectations::Expectations;
+use crate::Context;
+use crate::core::{
+    Change, Doing, Informers, Key, Next, Queue, ReconcileError, drive, is, namespace_is_terminating,
+};
+
+/// At most this many pods are created or deleted at one go, as in Kubernetes.
+const BURST: usize = 500;
+
+struct Controller {
+    client: Client,
+    informers: Arc<Informers>,
+    recorder: Recorder,
+    expectations: Expectations,
+}
+
+/// The replica set among `owner`s that controls an object.
+fn owner_key(meta: &ObjectMeta) -> Option<Key> {
+    let owner =
+        controller_of(meta).filter(|o| o.kind == "ReplicaSet" && o.api_version.starts_with("apps/"))?;
+    Some(Key::new(meta.namespace.clone()?, owner.name.clone()))
+}
+
+/// Starts the controller.
+pub fn start(context: &Context) {
+    let queue = Arc::new(Queue::<Key>::default());
+    let controller = Arc::new(Controller {
+        client: context.client.clone(),
+        informers: context.informers.clone(),
+        recorder: context.recorder("replicaset-controller"),
+        expectations: Expectations::default(),
+    });
+    let (wake, this) = (queue.clone(), controller.clone());
+    context.informers.replica_sets.subscribe(move |change| {
+        for set in change.both() {
+            if change.new.is_none() {
+                this.expectations.forget(&Key::of(&**set));
+            }
+            wake.add(Key::of(&**set));
+        }
+    });
+    let (wake, this) = (queue.clone(), controller.clone());
+    context
+        .informers
+        .pods
+        .subscribe(move |change| this.pod_changed(change, &wake));
+    drive("replicaset", queue, 5, context.token.clone(), move |key| {
+        let controller = controller.clone();
+        async move { controller.reconcile(&key).await }
+    });
+}
+
+impl Controller {
+    fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<Key>) {
+        if let (None, Some(pod)) = (change.old, change.new) {
+            if let Some(key) = owner_key(&pod.metadata) {
+                self.expectations.created(&key);
+            }
+        }
+        let leaving = change.new.is_none_or(|p| is_deleting(&p.metadata));
+        for pod in change.both() {
+            match owner_key(&pod.metadata) {
+                Some(key) => {
+                    if leaving {
+                        self.expectations
+                            .deleted(&key, pod.metadata.uid.as_deref().unwrap_or_default());
+                    }
+                    queue.add(key);
+                }
+                None if !leaving && controller_of(&pod.metadata).is_none() => {
+                    for set in self
+                        .informers
+                        .replica_sets
+                        .in_namespace(&pod.namespace().unwrap_or_default())
+                    {
+                        if selector(&set).is_some_and(|s| s.matches(pod.labels())) {
+                            queue.add(Key::of(&*set));
+                        }
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    async fn reconcile(&self, key: &Key) -> Result<Next, ReconcileError> {
+        self.informers.pods.synced().await;
+        let Some(set) = self.informers.replica_sets.get(key) else {
+            self.expectations.forget(key);
+            return Ok(None);
+        };
+        let Some(selector) = selector(&set) else {
+            return Ok(None);
+        };
+        let settled = self.expectations.settled(key);
+        let all = self.informers.pods.in_namespace(&key.namespace);
+        let claimed = self.claim(&set, &selector, &all).await?;
+        let now = Timestamp::now();
+        let mut failure = None;
+        if settled && !is_deleting(&set.metadata) {
+            let namesakes = siblings(
+                &set,
+                &self.informers.replica_sets.in_namespace(&key.namespace),
+                &all,
+            );
+            let steps = plan::replicas(&set, &claimed, &namesakes, now);
+            failure = self.manage(key, &set, steps).await;
+        }
+        let (status, comes_back) = plan::status(&set, &claimed, failure.as_ref().map(|(r, e)| (*r, e)), now);
+        if set.status.as_ref() != Some(&status) {
+            let patch =
+                json!({ "metadata": { "resourceVersion": set.resource_version() }, "status": status });
+            let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &key.namespace);
+            api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch))
+                .await
+                .doing_if_there(|| format!("write the status of replica set {key}"))?;
+        }
+        match failure {
+            Some((_, error)) => Err(error),
+            None => Ok(comes_back.map(|s| Duration::from_secs(s.max(1) as u64))),
+        }
+    }
+
+    /// The pods that are this set's: its own, minus those released, plus those adopted.
+    async fn claim(
+        &self,
+        set: &ReplicaSet,
+        selector: &Selector,
+        all: &[Arc<Pod>],
+    ) -> Result<Vec<Arc<Pod>>, ReconcileError> {
+        let uid = set.metadata.uid.as_deref().unwrap_or_default();
+        let mut ours = Vec::new();
+        for pod in all {
+            let (deleting, matches) = (is_deleting(&pod.metadata), selector.matches(pod.labels()));
+            match controller_of(&pod.metadata) {
+                Some(owner) if owner.uid == uid && (matches || is_deleting(&set.metadata)) => {
+                    ours.push(pod.clone())
+                }
+                Some(owner) if owner.uid == uid && !deleting => self.own(set, pod, false).await?,
+                None if matches && !deleting && !is_terminal(pod) && !is_deleting(&set.metadata) => {
+                    self.own(set, pod, true).await?;
+                    ours.push(pod.clone());
+                }
+                _ => {}
+            }
+        }
+        Ok(ours)
+    }
+
+    /// Adopts a pod, or lets it go.
+    async fn own(&self, set: &ReplicaSet, pod: &Pod, adopt: bool) -> Result<(), ReconcileError> {
+        let namespace = pod.namespace().unwrap_or_default();
+        let uid = set.metadata.uid.clone().unwrap_or_default();
+        if adopt {
+            // The cache may not know yet that the set is going, or is another one of the same name.
+            let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &namespace);
+            let fresh = api
+                .get(&set.name_any())
+                .await
+                .doing(|| format!("read replica set {}", set.name_any()))?;
+            if fresh.metadata.uid != set.metadata.uid || is_deleting(&fresh.metadata) {
+                return Err(ReconcileError::Stale("replica set"));
+            }
+        }
+        let mut owners = pod.metadata.owner_references.clone().unwrap_or_default();
+        owners.retain(|o| o.uid != uid);
+        if adopt {
+            owners.push(owner_reference(set));
+        }
+        let patch = json!({ "metadata": {
+            "uid": pod.metadata.uid, "resourceVersion": pod.resource_version(), "ownerReferences": owners,
+        }});
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let verb = if adopt { "adopt" } else { "release" };
+        api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .doing_if_there(|| format!("{verb} pod {namespace}/{}", pod.name_any()))?;
+        Ok(())
+    }
+
+    async fn manage(
+        &self,
+        key: &Key,
+        set: &ReplicaSet,
+        steps: plan::Steps,
+    ) -> Option<(&'static str, ReconcileError)> {
+        match steps {
+            plan::Steps::None => None,
+            plan::Steps::Create(missing) => {
+                let missing = missing.min(BURST);
+                self.expectations.expect_creations(key, missing);
+                let (mut started, mut batch) = (0, 1);
+                while started < missing {
+                    let size = batch.min(missing - started);
+                    let results = join_all((0..size).map(|_| self.create(key, set))).await;
+                    started += size;
+                    batch *= 2;
+                    let failed = results.iter().filter(|r| r.is_err()).count();
+                    (0..failed).for_each(|_| self.expectations.created(key));
+                    if let Some(error) = results.into_iter().find_map(Result::err) {
+                        // What was not even tried will not come through the watch either.
+                        (started..missing).for_each(|_| self.expectations.created(key));
+                        return error.map(|e| ("FailedCreate", e));
+                    }
+                }
+                None
+            }
+            plan::Steps::Delete(surplus) => {
+                let surplus: Vec<_> = surplus.into_iter().take(BURST).collect();
+                self.expectations
+                    .expect_deletions(key, surplus.iter().filter_map(|p| p.metadata.uid.clone()));
+                let results = join_all(surplus.iter().map(|pod| self.delete(key, set, pod))).await;
+                results
+                    .into_iter()
+                    .find_map(Result::err)
+                    .map(|e| ("FailedDelete", e))
+            }
+        }
+    }
+
+    /// `Err(None)` is a failure that nobody has to hear of: the namespace is going away.
+    async fn create(&self, key: &Key, set: &ReplicaSet) -> Result<(), Option<ReconcileError>> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
+        match api.create(&PostParams::default(), &new_pod(set)).await {
+            Ok(pod) => {
+                let message = format!("Created pod: {}", pod.name_any());
+                self.recorder
+                    .event(reference(set), Severity::Normal, "SuccessfulCreate", message);
+                Ok(())
+            }
+            Err(error) if namespace_is_terminating(&error) => Err(None),
+            Err(error) => {
+                let said = match &error {
+                    kube::Error::Api(status) => status.message.clone(),
+                    other => other.to_string(),
+                };
+                let message = format!("Error creating: {said}");
+                self.recorder
+                    .event(reference(set), Severity::Warning, "FailedCreate", message);
+                Err(Some(ReconcileError::Api {
+                    doing: format!("create a pod of {key}"),
+                    source: Box::new(error),
+                }))
+            }
+        }
+    }
+
+    async fn delete(&self, key: &Key, set: &ReplicaSet, pod: &Pod) -> Result<(), ReconcileError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
+        let uid = pod.metadata.uid.clone();
+        let only_this = Preconditions {
+            uid: uid.clone(),
+            resource_version: None,
+        };
+        let params = DeleteParams {
+            preconditions: Some(only_this),
+            ..DeleteParams::default()
+        };
+        let name = pod.name_any();
+        match api.delete(&name, &params).await {
+            Ok(_) => {
+                let message = format!("Deleted pod: {name}");
+                self.recorder
+                    .event(reference(set), Severity::Normal, "SuccessfulDelete", message);
+                Ok(())
+            }
+            Err(error) => {
+                self.expectations.deleted(key, uid.as_deref().unwrap_or_default());
+                if is(&error, 404) || is(&error, 409) {
+                    return Ok(());
+                }
+                let message = format!("Error deleting: {error}");
+                self.recorder
+                    .event(reference(set), Severity::Warning, "FailedDelete", message);
+                Err(error).doing(|| format!("delete pod {}/{name}", key.namespace))
+            }
+        }
+    }
+}
+
+fn selector(set: &ReplicaSet) -> Option<Selector> {
+    let selector = Selector::try_from(set.spec.as_ref()?.selector.clone()).ok()?;
+    // A selector of everything is refused by the API; were one to slip through, it would adopt the namespace.
+    (!selector.selects_all()).then_some(selector)
+}
+
+/// How many active pods each node runs for this set and those with the same controller (a deployment's other
+/// sets): scaling down takes from where there are most.
+fn siblings(set: &ReplicaSet, sets: &[Arc<ReplicaSet>], pods: &[Arc<Pod>]) -> BTreeMap<String, usize> {
+    let above = controller_of(&set.metadata).map(|o| &o.uid);
+    let related = |s: &&Arc<ReplicaSet>| {
+        s.metadata.uid == set.metadata.uid
+            || above.is_some() && controller_of(&s.metadata).map(|o| &o.uid) == above
+    };
+    let uids: Vec<&str> = sets
+        .iter()
+        .filter(related)
+        .filter_map(|s| s.metadata.uid.as_deref())
+        .collect();
+    let mut out = BTreeMap::new();
+    let theirs = |p: &&Arc<Pod>| {
+        plan::is_active(p) && controller_of(&p.metadata).is_some_and(|o| uids.contains(&o.uid.as_str()))
+    };
+    for node in pods
+        .iter()
+        .filter(theirs)
+        .filter_map(|p| orch_shared::pods::node_name(p))
+    {
+        *out.entry(node.to_owned()).or_default() += 1;
+    }
+    out
+}
+
+fn owner_reference(set: &ReplicaSet) -> OwnerReference {
+    OwnerReference {
+        api_version: "apps/v1".into(),
+        kind: "ReplicaSet".into(),
+        name: set.name_any(),
+        uid: set.metadata.uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+fn new_pod(set: &ReplicaSet) -> Pod {
+    let template = set
+        .spec
+        .as_ref()
+        .and_then(|s| s.template.clone())
+        .unwrap_or_default();
+    let meta = template.metadata.unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}-", set.name_any())),
+            namespace: set.namespace(),
+            labels: meta.labels,
+            annotations: meta.annotations,
+            finalizers: meta.finalizers,
+            owner_references: Some(vec![owner_reference(set)]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec,
+        status: None,
+    }
+}
