@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use crate::io::{Input, STDIN_FIFO, open_input};
-use crate::logger::{ATTACH_SOCKET, FRAME_HEADER, STDERR, STDOUT};
+use crate::logger::{ATTACH_SOCKET, FRAME_HEADER, HELLO, STDERR, STDOUT};
 use crate::{ContainerState, Exec, OutputStream, ProcessControl, Runtime, RuntimeError, StdinStream};
 
 /// How much output may wait for its reader.
@@ -74,9 +74,16 @@ async fn connect(dir: &Path) -> Result<UnixStream, RuntimeError> {
     let path = dir.join(ATTACH_SOCKET);
     let handle = std::fs::File::open(dir).map_err(RuntimeError::file("open", dir))?;
     let address = format!("/proc/self/fd/{}/{ATTACH_SOCKET}", handle.as_raw_fd());
-    UnixStream::connect(address)
+    let mut socket = UnixStream::connect(address)
         .await
-        .map_err(RuntimeError::file("connect to", &path))
+        .map_err(RuntimeError::file("connect to", &path))?;
+    match read_frame(&mut socket, &mut Vec::new()).await {
+        Ok(HELLO) => Ok(socket),
+        Ok(_) => Err(RuntimeError::file("attach to", &path)(io::Error::from(
+            io::ErrorKind::InvalidData,
+        ))),
+        Err(error) => Err(RuntimeError::file("attach to", &path)(error)),
+    }
 }
 
 /// Sorts the logger's frames into the two streams until either side has gone.

@@ -22,6 +22,8 @@ use crate::sys::fd::inherited;
 pub(crate) const ATTACH_SOCKET: &str = "attach";
 /// A frame on the socket: one byte for the stream, four for the length (big endian), then the data.
 pub(crate) const FRAME_HEADER: usize = 5;
+/// The stream of a new client's first frame, which is empty and says that nothing from now on is missed.
+pub(crate) const HELLO: u8 = 0;
 /// The stream's number in a frame.
 pub(crate) const STDOUT: u8 = 1;
 /// The stream's number in a frame.
@@ -124,9 +126,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn accept(listener: &UnixListener, shared: &Shared) {
-    for client in listener.incoming().flatten() {
-        if client.set_write_timeout(Some(CLIENT_PATIENCE)).is_ok() {
-            lock(&shared.clients).push(client);
+    for mut client in listener.incoming().flatten() {
+        let mut clients = lock(&shared.clients);
+        let patient = client.set_write_timeout(Some(CLIENT_PATIENCE)).is_ok();
+        if patient && client.write_all(&[HELLO, 0, 0, 0, 0]).is_ok() {
+            clients.push(client);
         }
     }
 }

@@ -10,7 +10,7 @@ use orch_runtime::{
     ContainerSpec, ContainerState, MountKind, MountSpec, PodResources, Propagation, Resources, RuntimeError,
     RuntimeEvent, SandboxSpec, SeccompProfile, UserSpec,
 };
-use support::{Node, run};
+use support::{Node, exited, run};
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
@@ -161,9 +161,29 @@ async fn a_new_runtime_finds_what_the_last_one_left() {
         matches!(&event, RuntimeEvent::Exited { id, exit_code: 137, .. } if *id == long.id),
         "{event:?}"
     );
-    for spec in [&long, &dies] {
+
+    // Without its shim a container has ended, and nobody knows how.
+    let orphan = node.script("orphan", "sleep 1000");
+    runtime.create(&orphan).await.unwrap();
+    runtime.start(&orphan.id).await.unwrap();
+    let pid = runtime.container(&orphan.id).await.unwrap().unwrap().pid;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let shim: i32 = stat
+        .rsplit_once(") ")
+        .unwrap()
+        .1
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::SIGKILL).unwrap();
+    let status = exited(&runtime, &orphan.id).await;
+    assert!(matches!(status.exit_code, Some(137 | 255)), "{status:?}");
+    for spec in [&long, &dies, &orphan] {
         runtime.delete(&spec.id).await.unwrap();
     }
+    assert_eq!(node.mounts().len(), 0, "{:?}", node.mounts());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -356,6 +376,11 @@ async fn what_cannot_be_made_says_why_and_is_gone() {
         Err(RuntimeError::NoSuchContainer(_))
     ));
     assert!(runtime.version().await.unwrap().starts_with("containerd://1."));
+    // One that was never started goes, too.
+    let unstarted = node.script("unstarted", "true");
+    runtime.create(&unstarted).await.unwrap();
+    runtime.delete(&unstarted.id).await.unwrap();
+    assert!(runtime.containers().await.unwrap().is_empty());
     // The image's own command, after all those failures.
     let plain = ContainerSpec {
         command: None,
@@ -364,4 +389,69 @@ async fn what_cannot_be_made_says_why_and_is_gone() {
     assert_eq!(run(&runtime, &plain).await.exit_code, Some(0));
     runtime.delete(&plain.id).await.unwrap();
     assert_eq!(node.log_of(&plain, 1).await, ["stdout F default"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_of_a_pod_share_its_namespaces() {
+    let (node, runtime) = Node::start().await;
+    let spec = SandboxSpec {
+        uid: "shared".to_owned(),
+        hostname: "together".to_owned(),
+        ..SandboxSpec::default()
+    };
+    let sandbox = runtime.create_sandbox(&spec).await.unwrap();
+    let first = ContainerSpec {
+        sandbox: sandbox.clone(),
+        ..node.script("first", "echo in-shm > /dev/shm/note; echo up; sleep 1000")
+    };
+    runtime.create(&first).await.unwrap();
+    runtime.start(&first.id).await.unwrap();
+    node.log_of(&first, 1).await;
+    let pid = runtime.container(&first.id).await.unwrap().unwrap().pid;
+    let second = ContainerSpec {
+        sandbox: sandbox.clone(),
+        join_pid: Some(pid),
+        ..node.script(
+            "second",
+            "cat /dev/shm/note; hostname; tr '\\0' ' ' < /proc/1/cmdline | grep -c sleep",
+        )
+    };
+    assert_eq!(run(&runtime, &second).await.exit_code, Some(0));
+    assert_eq!(
+        node.log_of(&second, 3).await,
+        ["stdout F in-shm", "stdout F together", "stdout F 1"]
+    );
+    // The pod's namespaces outlive its containers, and the node's own are there for those that ask for them.
+    for spec in [&first, &second] {
+        runtime.delete(&spec.id).await.unwrap();
+    }
+    assert_eq!(runtime.create_sandbox(&spec).await.unwrap(), sandbox);
+    let host = SandboxSpec {
+        uid: "host".to_owned(),
+        host_network: true,
+        host_ipc: true,
+        ..spec
+    };
+    let none = runtime.create_sandbox(&host).await.unwrap();
+    assert_eq!(
+        (none.net.as_ref(), none.ipc.as_ref(), none.uts.as_ref()),
+        (None, None, None)
+    );
+    let on_host = ContainerSpec {
+        sandbox: none,
+        host_network: true,
+        host_pid: true,
+        ..node.script("host", "hostname; test -d /proc/$$ && echo see")
+    };
+    assert_eq!(run(&runtime, &on_host).await.exit_code, Some(0));
+    let own = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    assert_eq!(
+        node.log_of(&on_host, 2).await,
+        [format!("stdout F {own}"), "stdout F see".to_owned()]
+    );
+    runtime.delete(&on_host.id).await.unwrap();
+    for uid in ["shared", "host"] {
+        runtime.remove_sandbox(uid).await.unwrap();
+    }
+    assert_eq!(node.mounts(), [""; 0]);
 }

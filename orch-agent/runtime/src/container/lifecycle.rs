@@ -9,21 +9,28 @@ use crate::{Runtime, RuntimeError};
 impl Runtime {
     /// Starts a created container's process.
     pub async fn start(&self, id: &str) -> Result<(), RuntimeError> {
+        // Written first: a process may have ended before we hear that it was started.
+        let mark = self.io_dir(id).join(STARTED_FILE);
+        match tokio::fs::write(&mark, jiff::Timestamp::now().to_string()).await {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(RuntimeError::NoSuchContainer(id.to_owned()));
+            }
+            Err(e) => return Err(RuntimeError::file("write", &mark)(e)),
+        }
         let request = StartRequest {
             container_id: id.to_owned(),
             exec_id: String::new(),
         };
-        match self.tasks().start(self.request(request)).await {
-            Ok(_) => {}
-            Err(status) if status.code() == Code::NotFound => {
-                return Err(RuntimeError::NoSuchContainer(id.to_owned()));
-            }
-            Err(status) => return Err(RuntimeError::grpc(format!("start container {id}"))(status)),
+        let Err(status) = self.tasks().start(self.request(request)).await else {
+            return Ok(());
+        };
+        // Where it stays, the container's state still says that it was not started.
+        let _ = tokio::fs::remove_file(&mark).await;
+        match status.code() {
+            Code::NotFound => Err(RuntimeError::NoSuchContainer(id.to_owned())),
+            _ => Err(RuntimeError::grpc(format!("start container {id}"))(status)),
         }
-        let mark = self.io_dir(id).join(STARTED_FILE);
-        tokio::fs::write(&mark, jiff::Timestamp::now().to_string())
-            .await
-            .map_err(RuntimeError::file("write", &mark))
     }
 
     /// Sends a signal to a container's process, or with `all` to every process in it; fine when it has

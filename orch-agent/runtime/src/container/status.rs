@@ -241,7 +241,7 @@ fn status(
         state,
         pid: task.as_ref().filter(|_| !exited).map_or(0, |t| t.pid),
         exit_code: exited.then(|| stopped.map_or(UNKNOWN_EXIT, |t| t.exit_status as i32)),
-        started_at,
+        started_at: started_at.filter(|_| state != ContainerState::Created),
         finished_at: stopped.and_then(|t| t.exited_at).and_then(to_jiff),
         log_path: meta.log_path,
         tty: meta.tty,

@@ -4,7 +4,7 @@ use super::types::Mount;
 use crate::{ContainerSpec, MountKind, MountSpec, Propagation};
 
 /// Hidden from containers: they tell of the machine or reach out of the container.
-pub(super) const MASKED: [&str; 10] = [
+pub(super) const MASKED: [&str; 11] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/kcore",
@@ -15,6 +15,7 @@ pub(super) const MASKED: [&str; 10] = [
     "/proc/sched_debug",
     "/proc/scsi",
     "/sys/firmware",
+    "/sys/devices/virtual/powercap",
 ];
 
 /// Readable only.

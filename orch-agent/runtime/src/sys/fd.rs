@@ -19,6 +19,9 @@ pub(crate) fn inherited(number: RawFd) -> io::Result<File> {
 }
 
 /// Makes `command` start in a session of its own with `files` as its descriptors 3, 4, …
+///
+/// Only for a process in which these numbers are taken already (by its async runtime, say): else the standard
+/// library's own pipe for reporting a failed exec could have one of them.
 pub(crate) fn pass_from_three(command: &mut Command, files: Vec<OwnedFd>) {
     let install = move || {
         // Two steps, because a source may itself have one of the target numbers.

@@ -1,5 +1,11 @@
 //! A containerd of the test's own, with an image made from the machine's static busybox.
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's support may panic like the test itself"
+)]
+
+pub mod registry;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use orch_runtime::{ContainerSpec, ContainerState, ContainerStatus, Runtime, RuntimeConfig, Sandbox};
+use orch_runtime::{ContainerSpec, ContainerState, ContainerStatus, Runtime, RuntimeConfig};
 use sha2::{Digest, Sha256};
 
 pub const IMAGE: &str = "web:1";
@@ -130,10 +136,6 @@ pub async fn exited(runtime: &Runtime, id: &str) -> ContainerStatus {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("container {id} does not end");
-}
-
-pub fn no_sandbox() -> Sandbox {
-    Sandbox::default()
 }
 
 impl Drop for Node {
@@ -280,7 +282,15 @@ fn tar(root: &Path) -> Vec<u8> {
     let output = Command::new("tar")
         .arg("-C")
         .arg(root)
-        .args(["--owner=0", "--group=0", "-cf", "-", "."])
+        .args([
+            "--owner=0",
+            "--group=0",
+            "--mtime=@0",
+            "--sort=name",
+            "-cf",
+            "-",
+            ".",
+        ])
         .output();
     let output = output.unwrap();
     assert!(
