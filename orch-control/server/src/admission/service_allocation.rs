@@ -1,0 +1,46 @@
+//! Gives Services their cluster IPs and node ports, and takes them back.
+
+use orch_api::{ApiError, FieldError, field::FieldErrorKind};
+use serde_json::Value;
+
+use super::{Attempt, Operation};
+use crate::object::{Call, meta};
+
+/// Reserves what the Service asks for and needs.
+pub(super) fn admit(attempt: &mut Attempt<'_>) -> Result<(), ApiError> {
+    if !attempt.is("services", Operation::Create) && !attempt.is("services", Operation::Update) {
+        return Ok(());
+    }
+    let call = attempt.call;
+    // What is malformed is refused by validation, in its own words.
+    if !attempt.object["spec"].is_object() {
+        return Ok(());
+    }
+    match call.state.allocator.reserve(attempt.object, attempt.old) {
+        Ok(reservation) => {
+            attempt.reservations.push(reservation);
+            Ok(())
+        }
+        Err(refusal) => {
+            let error = FieldError {
+                kind: FieldErrorKind::Invalid,
+                field: refusal.field,
+                value: refusal.value,
+                detail: refusal.message,
+            };
+            Err(ApiError::invalid(
+                call.kind,
+                meta::text(attempt.object, "name"),
+                vec![error],
+            ))
+        }
+    }
+}
+
+/// Sets free what a deleted Service had.
+pub(super) fn deleted(call: &Call, object: &Value) {
+    let kind = call.stored();
+    if (kind.group, kind.plural) == ("", "services") {
+        call.state.allocator.release(object);
+    }
+}

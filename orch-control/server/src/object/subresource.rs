@@ -1,0 +1,206 @@
+//! Subresources that change an object in their own way: scale, binding, ephemeral containers, resize.
+
+use orch_api::{
+    ApiError, Subresource, patch,
+    patch::PatchType,
+    schema,
+    selector::{LabelSelector, Operator},
+};
+use serde_json::{Value, json};
+
+use super::{Call, meta, write};
+
+/// The Scale of a workload (`autoscaling/v1`), read from the object as served.
+///
+/// # Errors
+/// When the object's selector is malformed.
+pub fn scale_of(object: &Value) -> Result<Value, ApiError> {
+    let mut metadata = json!({});
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object["metadata"].get(field) {
+            metadata[field] = value.clone();
+        }
+    }
+    let selector = LabelSelector::from_value(&object["spec"]["selector"])?;
+    Ok(json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": metadata,
+        "spec": { "replicas": object["spec"]["replicas"].as_i64().unwrap_or(0) },
+        "status": { "replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": selector_text(&selector) },
+    }))
+}
+
+/// A selector in the syntax of the `labelSelector` parameter, as `status.selector` of a Scale carries it.
+fn selector_text(selector: &LabelSelector) -> String {
+    let terms: Vec<String> = selector
+        .requirements()
+        .iter()
+        .map(|requirement| {
+            let (key, values) = (&requirement.key, requirement.values.join(","));
+            match requirement.operator {
+                Operator::In if requirement.values.len() == 1 => format!("{key}={values}"),
+                Operator::In => format!("{key} in ({values})"),
+                Operator::NotIn => format!("{key} notin ({values})"),
+                Operator::Exists => key.clone(),
+                Operator::DoesNotExist => format!("!{key}"),
+                Operator::Gt => format!("{key}>{values}"),
+                Operator::Lt => format!("{key}<{values}"),
+            }
+        })
+        .collect();
+    terms.join(",")
+}
+
+/// Replaces (`patch_type` is `None`) or patches the Scale. Returns the Scale after.
+///
+/// # Errors
+/// As an update of the object.
+pub async fn change_scale(
+    call: &Call,
+    patch_type: Option<PatchType>,
+    body: &Value,
+) -> Result<Value, ApiError> {
+    let object = write::modify(call, Some(Subresource::Scale), &mut |old| {
+        let current = scale_of(old)?;
+        let mut scale = match patch_type {
+            // A Scale has no lists, so a strategic merge is a merge.
+            Some(PatchType::Strategic) => patch::apply(call.kind, &current, PatchType::Merge, body)?,
+            Some(other) => patch::apply(call.kind, &current, other, body)?,
+            None => body.clone(),
+        };
+        meta::check_type(&mut scale, "autoscaling", "v1", "Scale")?;
+        call.warn(schema::check_definition(
+            "io.k8s.api.autoscaling.v1.Scale",
+            &mut scale,
+            call.validation,
+            &[],
+        )?);
+        let mut new = old.clone();
+        new["spec"]["replicas"] = json!(scale["spec"]["replicas"].as_i64().unwrap_or(0));
+        copy_conditions(&scale, &mut new);
+        Ok(new)
+    })
+    .await?;
+    scale_of(&object)
+}
+
+/// Takes over the uid and resource version that the writer expects.
+fn copy_conditions(body: &Value, new: &mut Value) {
+    for field in ["uid", "resourceVersion"] {
+        match body["metadata"][field].as_str().filter(|text| !text.is_empty()) {
+            Some(text) => meta::metadata(new).insert(field.into(), json!(text)),
+            None if field == "resourceVersion" => meta::metadata(new).remove(field),
+            None => continue,
+        };
+    }
+}
+
+/// Binds a pod to the node that a Binding names.
+///
+/// # Errors
+/// 409 when the pod is bound already or being deleted.
+pub async fn bind(call: &Call, body: &Value) -> Result<Value, ApiError> {
+    let node = body["target"]["name"].as_str().unwrap_or_default().to_owned();
+    if node.is_empty() {
+        return Err(ApiError::unprocessable(format!(
+            "Binding \"{}\" is invalid: target.name: Required value",
+            call.name
+        )));
+    }
+    if let Some(kind) = body["target"]["kind"]
+        .as_str()
+        .filter(|kind| !matches!(*kind, "" | "Node" | "Minion"))
+    {
+        return Err(ApiError::unprocessable(format!(
+            "Binding \"{}\" is invalid: target.kind: Unsupported value: {kind:?}: supported values: \"Node\", \"<empty>\"",
+            call.name
+        )));
+    }
+    let metadata = body["metadata"].clone();
+    write::modify(call, Some(Subresource::Binding), &mut |old| {
+        let conflict = |detail: String| Err(ApiError::conflict(call.kind, &call.name, &detail));
+        if meta::is_terminating(old) {
+            return conflict(format!(
+                "pod {} is being deleted, cannot be assigned to a host",
+                call.name
+            ));
+        }
+        if let Some(bound) = old["spec"]["nodeName"].as_str().filter(|bound| !bound.is_empty()) {
+            return conflict(format!("pod {} is already assigned to node {bound:?}", call.name));
+        }
+        if old["spec"]["schedulingGates"]
+            .as_array()
+            .is_some_and(|gates| !gates.is_empty())
+        {
+            return conflict(format!("pod {} has non-empty .spec.schedulingGates", call.name));
+        }
+        let mut new = old.clone();
+        new["spec"]["nodeName"] = json!(node);
+        for field in ["annotations", "labels"] {
+            for (key, value) in metadata[field].as_object().into_iter().flatten() {
+                new["metadata"][field][key] = value.clone();
+            }
+        }
+        let now = meta::time(jiff::Timestamp::now());
+        let scheduled = json!({
+            "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now,
+        });
+        if !new["status"]["conditions"].is_array() {
+            new["status"]["conditions"] = json!([]);
+        }
+        if let Some(conditions) = new["status"]["conditions"].as_array_mut() {
+            conditions.retain(|condition| condition["type"] != "PodScheduled");
+            conditions.push(scheduled);
+        }
+        copy_conditions(&json!({ "metadata": metadata }), &mut new);
+        Ok(new)
+    })
+    .await?;
+    Ok(json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 }))
+}
+
+/// The pod that results when `body` (a pod) is written to `ephemeralcontainers` or `resize` of `old`.
+fn merged(subresource: Subresource, body: &Value, old: &Value) -> Value {
+    let mut new = old.clone();
+    if subresource == Subresource::EphemeralContainers {
+        new["spec"]["ephemeralContainers"] = body["spec"]["ephemeralContainers"].clone();
+    } else {
+        for list in ["containers", "initContainers"] {
+            let wanted = body["spec"][list].as_array().cloned().unwrap_or_default();
+            for container in new["spec"][list]
+                .as_array_mut()
+                .map(Vec::as_mut_slice)
+                .unwrap_or_default()
+            {
+                if let Some(same) = wanted.iter().find(|w| w["name"] == container["name"]) {
+                    container["resources"] = same["resources"].clone();
+                }
+            }
+        }
+    }
+    copy_conditions(body, &mut new);
+    new
+}
+
+/// Replaces or patches through `ephemeralcontainers` or `resize`.
+///
+/// # Errors
+/// As an update of the pod.
+pub async fn change_pod(
+    call: &Call,
+    subresource: Subresource,
+    patch_type: Option<PatchType>,
+    body: &Value,
+) -> Result<Value, ApiError> {
+    write::modify(call, Some(subresource), &mut |old| {
+        let mut pod = match patch_type {
+            Some(patch_type) => patch::apply(call.kind, old, patch_type, body)?,
+            None => body.clone(),
+        };
+        meta::check_type(&mut pod, "", "v1", "Pod")?;
+        call.warn(schema::check_body(call.kind, &mut pod, call.validation, &[])?);
+        Ok(merged(subresource, &pod, old))
+    })
+    .await
+}
