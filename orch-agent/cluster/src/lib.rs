@@ -47,6 +47,17 @@ impl Cluster {
         })
     }
 
+    /// A view over stores that somebody else fills and marks, for tests of what reads them.
+    #[must_use]
+    pub fn from_stores(
+        services: Store<Service>,
+        slices: Store<EndpointSlice>,
+        nodes: Store<Node>,
+        changed: watch::Receiver<u64>,
+    ) -> Arc<Self> {
+        Arc::new(Self { services, slices, nodes, changed })
+    }
+
     /// Waits until every cache has held a full list.
     ///
     /// # Errors
