@@ -10,6 +10,7 @@ use containerd_client::services::v1::{
 use tokio::io::AsyncReadExt;
 use tokio::sync::{oneshot, watch};
 
+use crate::container::status::UNKNOWN_EXIT;
 use crate::io::{Input, Output, make_fifo, open_input, open_output};
 use crate::oci::types::{ConsoleSize, Process, Spec};
 use crate::oci::user;
@@ -65,9 +66,6 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// The type that containerd gives an OCI process in JSON.
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
-
-/// The exit code of a process that containerd lost (its `UnknownExitStatus`).
-const UNKNOWN_EXIT: i32 = 255;
 
 impl ProcessControl {
     /// Sets the size of its terminal.

@@ -1,6 +1,6 @@
 //! The handle on containerd that everything else hangs on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,6 +37,8 @@ pub struct Runtime {
     pub(crate) cgroups: Cgroups,
     /// One lock per name, held while something must not be done twice at once (pulling, unpacking).
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Containers whose making has begun and not ended.
+    creating: Mutex<HashSet<String>>,
     channel: Channel,
     namespace: MetadataValue<Ascii>,
     _follow_events: DropGuard,
@@ -83,6 +85,7 @@ impl Runtime {
             images: ImageCache::default(),
             cgroups,
             locks: Mutex::default(),
+            creating: Mutex::default(),
             channel,
             namespace,
             _follow_events: stop.drop_guard(),
@@ -148,6 +151,19 @@ impl Runtime {
         self.config.run_dir.join("io").join(id)
     }
 
+    /// Marks a container as being made until the answer is dropped.
+    pub(crate) fn creating(&self, id: &str) -> impl Drop + use<'_> {
+        self.creating.lock().insert(id.to_owned());
+        Creating {
+            runtime: self,
+            id: id.to_owned(),
+        }
+    }
+
+    pub(crate) fn is_creating(&self, id: &str) -> bool {
+        self.creating.lock().contains(id)
+    }
+
     /// Waits until nobody else holds the lock of this name.
     pub(crate) async fn lock(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
@@ -156,6 +172,17 @@ impl Runtime {
             Arc::clone(locks.entry(name.to_owned()).or_default())
         };
         lock.lock_owned().await
+    }
+}
+
+struct Creating<'a> {
+    runtime: &'a Runtime,
+    id: String,
+}
+
+impl Drop for Creating<'_> {
+    fn drop(&mut self) {
+        self.runtime.creating.lock().remove(&self.id);
     }
 }
 

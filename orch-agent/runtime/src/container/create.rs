@@ -74,6 +74,7 @@ impl Runtime {
         let oci_spec = oci::build(spec, &image.info, user, &machine).map_err(bad)?;
         let oci_spec = serde_json::to_vec(&oci_spec).map_err(|e| bad(e.to_string()))?;
         let meta = Meta::new(spec, &image.info.id, stop_signal);
+        let _making = self.creating(&spec.id);
         self.put_record(spec, &meta, oci_spec).await?;
         // From here on there is something to take back.
         if let Err(error) = self.create_process(spec, &image, snapshot).await {

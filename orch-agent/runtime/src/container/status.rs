@@ -27,7 +27,7 @@ const TTY: &str = "tty";
 const STOP_SIGNAL: &str = "stop-signal";
 
 /// The exit code of a process whose end nobody saw (containerd's `UnknownExitStatus`).
-const UNKNOWN_EXIT: i32 = 255;
+pub(crate) const UNKNOWN_EXIT: i32 = 255;
 
 /// What we remember of a container in its labels.
 #[derive(Clone, Debug, Default)]
@@ -104,33 +104,43 @@ impl Runtime {
         let list = ListContainersRequest {
             filters: vec![filter],
         };
-        let (mut containers_client, mut tasks_client) = (self.containers_client(), self.tasks());
-        let (records, tasks) = tokio::join!(
-            containers_client.list(self.request(list)),
-            tasks_client.list(self.request(ListTasksRequest::default())),
-        );
-        let records = records
+        // Records before tasks: a task is made after its record, so one that is missing is really missing,
+        // unless the container is still being made or has gone meanwhile.
+        let records = self
+            .containers_client()
+            .list(self.request(list))
+            .await
             .map_err(RuntimeError::grpc("list containers"))?
             .into_inner()
             .containers;
-        let tasks = tasks
+        let tasks = self
+            .tasks()
+            .list(self.request(ListTasksRequest::default()))
+            .await
             .map_err(RuntimeError::grpc("list tasks"))?
             .into_inner()
             .tasks;
         let mut tasks: HashMap<String, Process> =
             tasks.into_iter().map(|task| (task.id.clone(), task)).collect();
-        let found = records
-            .into_iter()
-            .map(|record| {
-                let task = tasks.remove(&record.id);
-                (record, task)
-            })
-            .collect();
+        let mut found = Vec::with_capacity(records.len());
+        for record in records {
+            let task = tasks.remove(&record.id);
+            let there = match task {
+                Some(_) => true,
+                None => !self.is_creating(&record.id) && self.record(&record.id).await?.is_some(),
+            };
+            if there {
+                found.push((record, task));
+            }
+        }
         self.statuses(found).await
     }
 
-    /// One container, `None` if there is none of this id.
+    /// One container, `None` if there is none of this id, or it is still being made.
     pub async fn container(&self, id: &str) -> Result<Option<ContainerStatus>, RuntimeError> {
+        if self.is_creating(id) {
+            return Ok(None);
+        }
         let get = GetRequest {
             container_id: id.to_owned(),
             exec_id: String::new(),
