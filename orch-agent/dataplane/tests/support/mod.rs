@@ -1,0 +1,296 @@
+//! What the network tests share: namespaces, processes inside them, and a cluster that the test writes itself.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::runtime::{reflector, watcher::Event};
+use nix::sched::{CloneFlags, setns};
+use orch_cluster::Cluster;
+use serde_json::Value;
+use tokio::sync::watch;
+
+/// A named network namespace that goes with its handle.
+pub struct Namespace {
+    pub name: String,
+}
+
+impl Namespace {
+    pub fn new(name: &str) -> Self {
+        let name = format!("ot{}-{name}", std::process::id());
+        run("ip", &["netns", "add", &name]);
+        let made = Self { name };
+        made.ip("link set lo up");
+        made
+    }
+
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    pub fn ip(&self, arguments: &str) {
+        let all: Vec<&str> = ["-n", &self.name]
+            .into_iter()
+            .chain(arguments.split(' '))
+            .collect();
+        run("ip", &all);
+    }
+
+    /// Moves the calling thread into the namespace.
+    pub fn enter(&self) {
+        let file = File::open(self.path()).unwrap();
+        setns(file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+    }
+
+    /// Runs `work` on a thread inside, which ends with the test.
+    pub fn thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> std::thread::JoinHandle<T> {
+        let file = File::open(self.path()).unwrap();
+        std::thread::spawn(move || {
+            setns(file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+    }
+
+    /// A TCP server that answers each line with its own name, the peer's address and the line.
+    pub fn serve_tcp(&self, address: Ipv4Addr, port: u16, name: &'static str) {
+        let (ready, wait) = std::sync::mpsc::channel();
+        self.thread(move || {
+            let listener = TcpListener::bind(SocketAddrV4::new(address, port)).unwrap();
+            ready.send(()).unwrap();
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || answer_lines(stream, name));
+            }
+        });
+        wait.recv().unwrap();
+    }
+
+    /// The same over UDP, a datagram a line.
+    pub fn serve_udp(&self, address: Ipv4Addr, port: u16, name: &'static str) {
+        let (ready, wait) = std::sync::mpsc::channel();
+        self.thread(move || {
+            let socket = UdpSocket::bind(SocketAddrV4::new(address, port)).unwrap();
+            ready.send(()).unwrap();
+            let mut buffer = vec![0; 65536];
+            while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+                let answer = format!("{name} {} {length}", peer.ip());
+                let _ = socket.send_to(answer.as_bytes(), peer);
+            }
+        });
+        wait.recv().unwrap();
+    }
+
+    /// Runs this test binary's `helper` with the words, inside the namespace and the cgroup, and returns what it said.
+    pub fn ask(&self, cgroup: Option<&Path>, words: &str) -> String {
+        let helper = std::env::current_exe().unwrap();
+        let join = cgroup.map_or(String::new(), |path| {
+            format!("echo $$ > {}/cgroup.procs && ", path.display())
+        });
+        let script = format!("{join}exec {} --exact helper --nocapture", helper.display());
+        let output = Command::new("nsenter")
+            .arg(format!("--net={}", self.path().display()))
+            .args(["sh", "-c", &script])
+            .env("ORCH_TEST_HELPER", words)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let said: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.split_once("SAID "))
+            .map(|(_, said)| said)
+            .collect();
+        assert!(
+            output.status.success(),
+            "{words}: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        said.join("\n")
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+fn answer_lines(mut stream: TcpStream, name: &str) {
+    let Ok(peer) = stream.peer_addr() else { return };
+    let mut buffer = [0; 4096];
+    while let Ok(length) = stream.read(&mut buffer) {
+        if length == 0
+            || stream
+                .write_all(format!("{name} {}", peer.ip()).as_bytes())
+                .is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// The body of every binary's `helper` test: does what the environment asks, inside a namespace.
+pub fn help() {
+    let Ok(words) = std::env::var("ORCH_TEST_HELPER") else {
+        return;
+    };
+    let words: Vec<&str> = words.split(' ').collect();
+    let [kind, target, times] = words[..] else {
+        panic!("three words, please")
+    };
+    let target: SocketAddr = target.parse().unwrap();
+    for _ in 0..times.parse::<u32>().unwrap() {
+        println!(
+            "\nSAID {}",
+            exchange(kind, target).unwrap_or_else(|error| format!("error {:?}", error.kind()))
+        );
+    }
+}
+
+fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
+    let mut buffer = vec![0; 4096];
+    let wait = Some(Duration::from_secs(3));
+    match kind {
+        "tcp" => {
+            let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))?;
+            stream.set_read_timeout(wait)?;
+            stream.write_all(b"hello")?;
+            let length = stream.read(&mut buffer)?;
+            Ok(format!(
+                "{} peer {}",
+                String::from_utf8_lossy(&buffer[..length]),
+                stream.peer_addr()?
+            ))
+        }
+        "udp" => {
+            let any: SocketAddr = if target.is_ipv6() {
+                "[::]:0".parse().unwrap()
+            } else {
+                "0.0.0.0:0".parse().unwrap()
+            };
+            let socket = UdpSocket::bind(any)?;
+            socket.set_read_timeout(wait)?;
+            socket.send_to(b"hello", target)?;
+            let (length, from) = socket.recv_from(&mut buffer)?;
+            Ok(format!(
+                "{} from {from}",
+                String::from_utf8_lossy(&buffer[..length])
+            ))
+        }
+        "udp-big" => {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(wait)?;
+            socket.send_to(&[7; 5000], target)?;
+            let (length, from) = socket.recv_from(&mut buffer)?;
+            Ok(format!(
+                "{} from {from}",
+                String::from_utf8_lossy(&buffer[..length])
+            ))
+        }
+        "udp-connected" => {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(wait)?;
+            socket.connect(target)?;
+            socket.send(b"hello")?;
+            let length = socket.recv(&mut buffer)?;
+            Ok(format!(
+                "{} peer {}",
+                String::from_utf8_lossy(&buffer[..length]),
+                socket.peer_addr()?
+            ))
+        }
+        other => panic!("no such request: {other}"),
+    }
+}
+
+/// Runs a program and insists on success.
+pub fn run(program: &str, arguments: &[&str]) -> Output {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// A cluster that the test writes.
+pub struct Fake {
+    services: reflector::store::Writer<Service>,
+    slices: reflector::store::Writer<EndpointSlice>,
+    nodes: reflector::store::Writer<Node>,
+    mark: watch::Sender<u64>,
+    version: u64,
+    pub cluster: Arc<Cluster>,
+}
+
+impl Fake {
+    pub fn new() -> Self {
+        let (services, service_writer) = reflector::store();
+        let (slices, slice_writer) = reflector::store();
+        let (nodes, node_writer) = reflector::store();
+        let (mark, changed) = watch::channel(0);
+        let cluster = Cluster::from_stores(services, slices, nodes, changed);
+        Self {
+            services: service_writer,
+            slices: slice_writer,
+            nodes: node_writer,
+            mark,
+            version: 0,
+            cluster,
+        }
+    }
+
+    /// Says that the first lists are complete.
+    pub fn ready(&mut self) {
+        self.services.apply_watcher_event(&Event::Init);
+        self.services.apply_watcher_event(&Event::InitDone);
+        self.slices.apply_watcher_event(&Event::Init);
+        self.slices.apply_watcher_event(&Event::InitDone);
+        self.nodes.apply_watcher_event(&Event::Init);
+        self.nodes.apply_watcher_event(&Event::InitDone);
+    }
+
+    fn object<T: serde::de::DeserializeOwned>(&mut self, mut object: Value) -> T {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = Value::String(self.version.to_string());
+        object["metadata"]["namespace"] = Value::String("default".into());
+        serde_json::from_value(object).unwrap()
+    }
+
+    pub fn service(&mut self, object: Value) {
+        let object = self.object(object);
+        self.services.apply_watcher_event(&Event::Apply(object));
+        self.mark.send_modify(|n| *n += 1);
+    }
+
+    pub fn remove_service(&mut self, object: Value) {
+        let object = self.object(object);
+        self.services.apply_watcher_event(&Event::Delete(object));
+        self.mark.send_modify(|n| *n += 1);
+    }
+
+    pub fn slice(&mut self, object: Value) {
+        let object = self.object(object);
+        self.slices.apply_watcher_event(&Event::Apply(object));
+        self.mark.send_modify(|n| *n += 1);
+    }
+
+    pub fn node(&mut self, object: Value) {
+        let object = self.object(object);
+        self.nodes.apply_watcher_event(&Event::Apply(object));
+        self.mark.send_modify(|n| *n += 1);
+    }
+}
