@@ -165,3 +165,60 @@ impl Queue {
         next
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    fn pod(name: &str, priority: i32) -> Arc<PodInfo> {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": { "name": name, "uid": name }, "spec": { "containers": [], "priority": priority },
+        }))
+        .unwrap();
+        Arc::new(PodInfo::new(&pod))
+    }
+
+    #[test]
+    fn priority_goes_before_age() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for (name, priority) in [("old", 0), ("young", 0), ("urgent", 5)] {
+            queue.set(pod(name, priority), now);
+        }
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop(now))
+            .map(|p| p.name.clone())
+            .collect();
+        assert_eq!(order, ["urgent", "old", "young"]);
+    }
+
+    #[test]
+    fn a_parked_pod_waits_for_a_change_and_for_its_back_off() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.set(pod("p", 0), now);
+        queue.pop(now).unwrap();
+        assert!(queue.park("p", "why", now));
+        assert_eq!(queue.tick(now), Some(now + PARKED_AT_MOST));
+        queue.wake(now);
+        assert!(!queue.has_work());
+        let later = now + FIRST_BACKOFF;
+        assert_eq!(queue.tick(now), Some(later));
+        queue.tick(later);
+        queue.pop(later).unwrap();
+        assert!(!queue.park("p", "why", later), "the same message is no news");
+        queue.wake(later + Duration::from_secs(2));
+        assert!(queue.has_work());
+    }
+
+    #[test]
+    fn a_status_update_does_not_shorten_the_wait() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.set(pod("p", 0), now);
+        queue.pop(now).unwrap();
+        queue.park("p", "why", now);
+        queue.set(pod("p", 0), now + Duration::from_secs(20));
+        assert!(!queue.has_work());
+        queue.set(pod("p", 1), now + Duration::from_secs(20));
+        assert!(queue.has_work());
+    }
+}

@@ -220,3 +220,209 @@ fn prune(old: &[Arc<ReplicaSet>], limit: i32, plan: &mut Plan) {
         plan.steps.push(Step::Delete(set.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::apps::v1::ReplicaSetStatus;
+
+    /// A world in which replica sets follow at once, except that new pods become available one at a time.
+    struct World {
+        deployment: Deployment,
+        sets: Vec<ReplicaSet>,
+        version: u32,
+    }
+
+    impl World {
+        fn new(replicas: i32, strategy: Value) -> Self {
+            let deployment = serde_json::from_value(json!({
+                "metadata": { "name": "web", "namespace": "ns", "uid": "d", "generation": 1 },
+                "spec": {
+                    "replicas": replicas, "selector": { "matchLabels": { "app": "web" } }, "strategy": strategy,
+                    "progressDeadlineSeconds": 600, "revisionHistoryLimit": 2,
+                    "template": { "metadata": { "labels": { "app": "web" } },
+                        "spec": { "containers": [{ "name": "c", "image": "v0" }] } },
+                },
+            }));
+            Self {
+                deployment: deployment.unwrap(),
+                sets: Vec::new(),
+                version: 0,
+            }
+        }
+
+        fn image(&mut self, image: &str) {
+            let spec = self.deployment.spec.as_mut().unwrap();
+            spec.template.spec.as_mut().unwrap().containers[0].image = Some(image.into());
+            *self.deployment.metadata.generation.as_mut().unwrap() += 1;
+        }
+
+        fn merge(set: &mut ReplicaSet, patch: Value) {
+            let mut whole = serde_json::to_value(&*set).unwrap();
+            fn put(into: &mut Value, from: Value) {
+                match from {
+                    Value::Object(fields) => fields
+                        .into_iter()
+                        .for_each(|(k, v)| put(&mut into[k.as_str()], v)),
+                    other => *into = other,
+                }
+            }
+            put(&mut whole, patch);
+            *set = serde_json::from_value(whole).unwrap();
+        }
+
+        /// One pass of the controller, then one of the world. Tells whether anything moved.
+        fn step(&mut self) -> bool {
+            let arcs: Vec<_> = self.sets.iter().cloned().map(Arc::new).collect();
+            let busy = |s: &&ReplicaSet| actual_of(s) > 0;
+            let running: Vec<String> = self.sets.iter().filter(busy).filter_map(|s| s.uid()).collect();
+            let plan = plan(&self.deployment, &arcs, &running, Timestamp::now());
+            let moved = !plan.steps.is_empty();
+            for step in plan.steps {
+                match step {
+                    Step::Create(mut set) => {
+                        self.version += 1;
+                        set.metadata.uid = Some(format!("rs{}", self.version));
+                        set.metadata.creation_timestamp =
+                            Some(Timestamp::from_second(self.version.into()).unwrap().into());
+                        self.sets.push(*set);
+                    }
+                    Step::Annotate { set, patch } | Step::Scale { set, patch, .. } => {
+                        let there = self.sets.iter_mut().find(|s| s.uid() == set.uid()).unwrap();
+                        Self::merge(there, patch);
+                    }
+                    Step::Delete(set) => self.sets.retain(|s| s.uid() != set.uid()),
+                    Step::Annotation { name, value } => {
+                        self.deployment.annotations_mut().insert(name.into(), value);
+                    }
+                    Step::Status(status) => self.deployment.status = Some(*status),
+                }
+            }
+            let mut grown = false;
+            for set in &mut self.sets {
+                let wanted = wanted(set);
+                let mut up = set
+                    .status
+                    .as_ref()
+                    .and_then(|s| s.available_replicas)
+                    .unwrap_or(0)
+                    .min(wanted);
+                if up < wanted && !grown {
+                    up += 1;
+                    grown = true;
+                }
+                let next = Some(ReplicaSetStatus {
+                    replicas: wanted,
+                    ready_replicas: Some(up),
+                    available_replicas: Some(up),
+                    ..ReplicaSetStatus::default()
+                });
+                grown |= set.status != next;
+                set.status = next;
+            }
+            moved || grown
+        }
+
+        fn settle(&mut self, mut check: impl FnMut(&Self)) {
+            for _ in 0..500 {
+                if !self.step() {
+                    return;
+                }
+                check(self);
+            }
+            panic!("the deployment never settles: {:?}", self.deployment.status);
+        }
+
+        fn reason(&self) -> String {
+            let conditions = self.deployment.status.clone().unwrap().conditions.unwrap();
+            conditions
+                .into_iter()
+                .find(|c| c.type_ == "Progressing")
+                .unwrap()
+                .reason
+                .unwrap()
+        }
+    }
+
+    fn actual_of(set: &ReplicaSet) -> i32 {
+        set.status.as_ref().map_or(0, |s| s.replicas)
+    }
+
+    fn up(world: &World) -> i32 {
+        world
+            .sets
+            .iter()
+            .map(|s| s.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0))
+            .sum()
+    }
+
+    #[test]
+    fn a_rolling_update_keeps_its_promises_at_every_step() {
+        for (replicas, surge, unavailable) in [(1, 1, 0), (3, 1, 0), (10, 3, 2), (4, 0, 1), (5, 5, 5)] {
+            let rolling = json!({ "maxSurge": surge, "maxUnavailable": unavailable });
+            let mut world = World::new(
+                replicas,
+                json!({ "type": "RollingUpdate", "rollingUpdate": rolling }),
+            );
+            world.settle(|_| ());
+            assert_eq!(
+                (up(&world), world.reason().as_str()),
+                (replicas, "NewReplicaSetAvailable")
+            );
+            world.image("v1");
+            world.settle(|w| {
+                let total: i32 = w.sets.iter().map(wanted).sum();
+                assert!(total <= replicas + surge, "{total} pods with {replicas}+{surge}");
+                assert!(
+                    up(w) >= replicas - unavailable,
+                    "{} up with {replicas}-{unavailable}",
+                    up(w)
+                );
+            });
+            assert_eq!(world.sets.iter().map(wanted).collect::<Vec<_>>(), [0, replicas]);
+            assert_eq!(world.reason(), "NewReplicaSetAvailable");
+            assert_eq!(world.deployment.annotations()[REVISION], "2");
+        }
+    }
+
+    #[test]
+    fn a_roll_back_takes_the_old_set_up_again_and_history_is_limited() {
+        let mut world = World::new(2, json!({ "type": "RollingUpdate" }));
+        for image in ["v0", "v1", "v0"] {
+            world.image(image);
+            world.settle(|_| ());
+        }
+        assert_eq!(world.sets.iter().map(wanted).collect::<Vec<_>>(), [2, 0]);
+        assert_eq!(world.deployment.annotations()[REVISION], "3");
+        assert_eq!(world.sets[0].annotations()[revision::HISTORY], "1");
+        for image in ["v2", "v3", "v4", "v5"] {
+            world.image(image);
+            world.settle(|_| ());
+        }
+        assert_eq!(world.sets.len(), 3);
+    }
+
+    #[test]
+    fn recreate_starts_nothing_before_the_old_pods_are_gone() {
+        let mut world = World::new(3, json!({ "type": "Recreate" }));
+        world.settle(|_| ());
+        world.image("v1");
+        world.settle(|w| assert!(w.sets.iter().filter(|s| wanted(s) > 0).count() <= 1));
+        assert_eq!(world.sets.iter().map(wanted).collect::<Vec<_>>(), [0, 3]);
+    }
+
+    #[test]
+    fn a_paused_deployment_scales_and_does_not_roll() {
+        let mut world = World::new(3, json!({ "type": "RollingUpdate" }));
+        world.settle(|_| ());
+        let spec = world.deployment.spec.as_mut().unwrap();
+        (spec.paused, spec.replicas) = (Some(true), Some(5));
+        world.image("v1");
+        world.settle(|_| ());
+        assert_eq!(world.sets.iter().map(wanted).collect::<Vec<_>>(), [5]);
+        assert_eq!(world.reason(), "DeploymentPaused");
+        world.deployment.spec.as_mut().unwrap().paused = None;
+        world.settle(|_| ());
+        assert_eq!(world.sets.iter().map(wanted).collect::<Vec<_>>(), [0, 5]);
+    }
+}

@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_collision_gives_another_hash() {
-        let template = super::template(&deployment("a"));
+        let template = template(&deployment("a"));
         assert_ne!(hash(&template, 0), hash(&template, 1));
         assert_eq!(hash(&template, 1), hash(&template, 1));
     }

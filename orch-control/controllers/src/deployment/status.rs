@@ -166,11 +166,9 @@ fn progress(
         Some(new) => format!("ReplicaSet \"{}\"", new.name_any()),
         None => format!("Deployment \"{}\"", deployment.name_any()),
     };
-    if before.is_none() {
-        if let Some(new) = observed.new {
-            let message = format!("Found new replica set \"{}\"", new.name_any());
-            set(conditions, say("True", "FoundNewReplicaSet", message), false);
-        }
+    if let Some(new) = observed.new.filter(|_| before.is_none()) {
+        let message = format!("Found new replica set \"{}\"", new.name_any());
+        set(conditions, say("True", "FoundNewReplicaSet", message), false);
     }
     // A rollout that has come to its end before stays successful while pods come and go.
     let ended = status.replicas == status.updated_replicas && reason == "NewReplicaSetAvailable";

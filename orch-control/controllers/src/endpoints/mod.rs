@@ -67,10 +67,12 @@ pub fn start(context: &Context) {
     });
     let (wake, reader) = ([slices.clone(), endpoints.clone()], informers.clone());
     informers.pods.subscribe(move |change| {
-        if let (Some(old), Some(new)) = (change.old, change.new) {
-            if !plan::differs(old, new) {
-                return;
-            }
+        if change
+            .old
+            .zip(change.new)
+            .is_some_and(|(old, new)| !plan::differs(old, new))
+        {
+            return;
         }
         let namespace = change
             .both()

@@ -85,10 +85,9 @@ pub fn start(context: &Context) {
 
 impl Controller {
     fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<Key>) {
-        if let (None, Some(pod)) = (change.old, change.new) {
-            if let Some(key) = owner_key(&pod.metadata) {
-                self.expectations.created(&key);
-            }
+        let added = change.new.filter(|_| change.old.is_none());
+        if let Some(key) = added.and_then(|pod| owner_key(&pod.metadata)) {
+            self.expectations.created(&key);
         }
         let leaving = change.new.is_none_or(|p| is_deleting(&p.metadata));
         for pod in change.both() {

@@ -42,10 +42,9 @@ fn domains<'a>(spread: &Spread, constraints: &[&Spread], cycle: Cycle<'a>) -> Ha
         let labelled = constraints
             .iter()
             .all(|c| facts.labels.contains_key(&c.topology_key));
-        if let Some(domain) = node.label(&spread.topology_key).filter(|_| labelled) {
-            if counts_for(spread, cycle, node, facts) {
-                *out.entry(domain).or_default() += matching(spread, cycle, node);
-            }
+        let domain = node.label(&spread.topology_key).filter(|_| labelled);
+        if let Some(domain) = domain.filter(|_| counts_for(spread, cycle, node, facts)) {
+            *out.entry(domain).or_default() += matching(spread, cycle, node);
         }
     }
     out
