@@ -40,6 +40,10 @@ pub async fn ensure(state: &Arc<State>) -> Result<(), ApiError> {
         },
     });
     put(state, "", "services", "default", "kubernetes", &service, false).await?;
+    // Nobody else can reach such an address, and Kubernetes refuses it in Endpoints.
+    if address.is_loopback() || address.is_unspecified() {
+        return Ok(());
+    }
     let endpoints = json!({
         "metadata": { "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" } },
         "subsets": [{

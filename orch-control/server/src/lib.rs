@@ -116,6 +116,10 @@ impl Server {
             }
         }
         bootstrap::ensure(&state).await.map_err(ServerError::Bootstrap)?;
+        let advertised = state.config.advertise_address;
+        if advertised.is_loopback() || advertised.is_unspecified() {
+            tracing::warn!(%advertised, "the Service kubernetes has no endpoints: pods cannot reach this address");
+        }
         tokio::spawn(bootstrap::keep(Arc::clone(&state)));
         tokio::spawn(compact(Arc::clone(&state)));
         Ok(Self {
