@@ -14,6 +14,7 @@ use kube::{
     runtime::{
         WatchStreamExt as _,
         reflector::{self, Store},
+        utils::Backoff,
         watcher,
     },
 };
@@ -40,9 +41,13 @@ impl Cluster {
     pub fn start(client: Client) -> Arc<Self> {
         let (mark, changed) = watch::channel(0);
         Arc::new(Self {
-            services: reflect(Api::all(client.clone()), mark.clone()),
-            slices: reflect(Api::all(client.clone()), mark.clone()),
-            nodes: reflect(Api::all(client), mark),
+            services: reflect(Api::all(client.clone()), mark.clone(), |_| {}),
+            slices: reflect(Api::all(client.clone()), mark.clone(), |_| {}),
+            nodes: reflect(Api::all(client), mark, |node: &mut Node| {
+                if let Some(status) = &mut node.status {
+                    status.images = None;
+                }
+            }),
             changed,
         })
     }
@@ -55,7 +60,12 @@ impl Cluster {
         nodes: Store<Node>,
         changed: watch::Receiver<u64>,
     ) -> Arc<Self> {
-        Arc::new(Self { services, slices, nodes, changed })
+        Arc::new(Self {
+            services,
+            slices,
+            nodes,
+            changed,
+        })
     }
 
     /// Waits until every cache has held a full list.
@@ -75,14 +85,48 @@ impl Cluster {
     }
 }
 
-fn reflect<K>(api: Api<K>, mark: watch::Sender<u64>) -> Store<K>
+/// How long a watch is asked to last, in seconds; the API server ends it then and it is resumed where it ended.
+const WATCH_SECONDS: u32 = 290;
+/// The first and the longest pause before a broken watch is tried again. A node whose API server restarts should know
+/// of the first new endpoint within seconds, and there is one list per kind and node to pay for it.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+
+/// Pauses that double from the first to the longest of [`RETRY`].
+#[derive(Default)]
+struct Retry(u32);
+
+impl Iterator for Retry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = RETRY.0.saturating_mul(1 << self.0.min(16)).min(RETRY.1);
+        self.0 += 1;
+        Some(pause)
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// Keeps a store true. What nobody here reads is dropped before it is stored: managed fields, annotations, and
+/// whatever else `trim` takes out.
+fn reflect<K>(api: Api<K>, mark: watch::Sender<u64>, trim: fn(&mut K)) -> Store<K>
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
 {
     let (store, writer) = reflector::store();
-    let config = watcher::Config::default().timeout(290);
-    let stream = reflector::reflector(writer, watcher(api, config)).default_backoff();
+    let config = watcher::Config::default().timeout(WATCH_SECONDS);
+    let source = watcher(api, config).modify(move |object| {
+        let meta = object.meta_mut();
+        meta.managed_fields = None;
+        meta.annotations = None;
+        trim(object);
+    });
+    let stream = reflector::reflector(writer, source).backoff(Retry::default());
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);
         while let Some(event) = stream.next().await {
@@ -90,11 +134,24 @@ where
                 Ok(watcher::Event::InitApply(_) | watcher::Event::Init) => {}
                 Ok(_) => mark.send_modify(|n| *n += 1),
                 Err(error) => {
-                    tracing::warn!(kind = std::any::type_name::<K>(), %error, "watch failed, retrying");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tracing::warn!(kind = %K::kind(&K::DynamicType::default()), %error, "watch failed, retrying");
                 }
             }
         }
     });
     store
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_double_up_to_a_bound_and_start_again() {
+        let mut retry = Retry::default();
+        let pauses: Vec<u128> = retry.by_ref().take(7).map(|pause| pause.as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3000, 3000]);
+        retry.reset();
+        assert_eq!(retry.next(), Some(RETRY.0));
+    }
 }

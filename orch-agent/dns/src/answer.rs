@@ -15,6 +15,12 @@ pub(crate) struct Answer {
 impl Answer {
     /// An answer with nothing but a code.
     pub(crate) fn code(code: ResponseCode) -> Self {
-        Self { code, authoritative: false, answers: Vec::new(), authorities: Vec::new(), additionals: Vec::new() }
+        Self {
+            code,
+            authoritative: false,
+            answers: Vec::new(),
+            authorities: Vec::new(),
+            additionals: Vec::new(),
+        }
     }
 }

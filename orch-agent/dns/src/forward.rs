@@ -46,7 +46,10 @@ struct Kept {
 
 impl Forwarder {
     pub(crate) fn new(upstreams: Vec<SocketAddr>) -> Self {
-        Self { upstreams, cache: Mutex::new(HashMap::new()) }
+        Self {
+            upstreams,
+            cache: Mutex::new(HashMap::new()),
+        }
     }
 
     /// The answer of the first resolver that gives one, from the cache if it is there; SERVFAIL when none does.
@@ -82,7 +85,11 @@ impl Forwarder {
         }
         let mut answer = kept.answer.clone();
         let age = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-        let sections = [&mut answer.answers, &mut answer.authorities, &mut answer.additionals];
+        let sections = [
+            &mut answer.answers,
+            &mut answer.authorities,
+            &mut answer.additionals,
+        ];
         for record in sections.into_iter().flatten() {
             record.ttl = record.ttl.saturating_sub(age);
         }
@@ -106,7 +113,14 @@ impl Forwarder {
         if cache.len() >= CACHE_ENTRIES {
             cache.clear();
         }
-        cache.insert(key, Kept { answer: answer.clone(), stored: Instant::now(), ttl });
+        cache.insert(
+            key,
+            Kept {
+                answer: answer.clone(),
+                stored: Instant::now(),
+                ttl,
+            },
+        );
     }
 }
 
@@ -132,7 +146,11 @@ async fn ask(upstream: SocketAddr, query: &Query) -> io::Result<Message> {
     message.set_edns(edns);
     let request = message.to_vec().map_err(io::Error::other)?;
     let answer = ask_udp(upstream, &request, id, query).await?;
-    if answer.metadata.truncation { ask_tcp(upstream, &request, id, query).await } else { Ok(answer) }
+    if answer.metadata.truncation {
+        ask_tcp(upstream, &request, id, query).await
+    } else {
+        Ok(answer)
+    }
 }
 
 async fn ask_udp(upstream: SocketAddr, request: &[u8], id: u16, query: &Query) -> io::Result<Message> {
@@ -156,11 +174,14 @@ async fn ask_udp(upstream: SocketAddr, request: &[u8], id: u16, query: &Query) -
 async fn ask_tcp(upstream: SocketAddr, request: &[u8], id: u16, query: &Query) -> io::Result<Message> {
     let mut stream = TcpStream::connect(upstream).await?;
     let length = u16::try_from(request.len()).map_err(io::Error::other)?;
-    stream.write_all(&[&length.to_be_bytes()[..], request].concat()).await?;
+    stream
+        .write_all(&[&length.to_be_bytes()[..], request].concat())
+        .await?;
     let length = stream.read_u16().await?;
     let mut buffer = vec![0; usize::from(length)];
     stream.read_exact(&mut buffer).await?;
-    parse(&buffer, id, query).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an answer to the question"))
+    parse(&buffer, id, query)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an answer to the question"))
 }
 
 /// The message, if it answers the question that was asked.

@@ -27,7 +27,11 @@ pub(crate) struct Chain {
 
 impl Chain {
     pub(crate) fn new(zone: Zone, index: watch::Receiver<Arc<Index>>, forwarder: Forwarder) -> Self {
-        Self { zone, index, forwarder }
+        Self {
+            zone,
+            index,
+            forwarder,
+        }
     }
 
     async fn answer(&self, query: &Query, recursion_desired: bool) -> Answer {
@@ -69,7 +73,8 @@ impl RequestHandler for Chain {
         let answer = if request.metadata.op_code != OpCode::Query {
             Answer::code(ResponseCode::NotImp)
         } else if let [query] = request.queries.queries() {
-            self.answer(query.original(), request.metadata.recursion_desired).await
+            self.answer(query.original(), request.metadata.recursion_desired)
+                .await
         } else {
             Answer::code(ResponseCode::FormErr)
         };
@@ -87,12 +92,21 @@ impl RequestHandler for Chain {
         if let Some(edns) = &edns {
             builder.edns(edns);
         }
-        let response = builder.build(metadata, &answer.answers, &answer.authorities, &[], &answer.additionals);
+        let response = builder.build(
+            metadata,
+            &answer.answers,
+            &answer.authorities,
+            &[],
+            &answer.additionals,
+        );
         match response_handle.send_response(response).await {
             Ok(info) => info,
             Err(error) => {
                 tracing::debug!(%error, "cannot send a DNS answer");
-                ResponseInfo::from(Header { metadata, counts: HeaderCounts::default() })
+                ResponseInfo::from(Header {
+                    metadata,
+                    counts: HeaderCounts::default(),
+                })
             }
         }
     }

@@ -46,10 +46,20 @@ impl Index {
             };
             index.namespaces.insert(namespace.clone());
             let key = format!("{name}.{namespace}");
-            index.services.insert(key, Entry { service, slices: Vec::new() });
+            index.services.insert(
+                key,
+                Entry {
+                    service,
+                    slices: Vec::new(),
+                },
+            );
         }
         for slice in slices {
-            let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+            let service = slice
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(SERVICE_NAME));
             let (Some(service), Some(namespace)) = (service, &slice.metadata.namespace) else {
                 continue;
             };
@@ -65,7 +75,11 @@ impl Index {
                 continue;
             }
             for host in entry.hosts() {
-                index.pointers.entry(host.ip).or_default().push(format!("{}.{key}.svc", host.label));
+                index
+                    .pointers
+                    .entry(host.ip)
+                    .or_default()
+                    .push(format!("{}.{key}.svc", host.label));
             }
         }
         for names in index.pointers.values_mut() {
@@ -101,7 +115,10 @@ impl Entry {
             return Vec::new();
         }
         let all = spec.cluster_ips.iter().flatten();
-        let mut ips: Vec<IpAddr> = all.chain(&spec.cluster_ip).filter_map(|ip| ip.parse().ok()).collect();
+        let mut ips: Vec<IpAddr> = all
+            .chain(&spec.cluster_ip)
+            .filter_map(|ip| ip.parse().ok())
+            .collect();
         ips.sort_unstable();
         ips.dedup();
         ips
@@ -110,7 +127,9 @@ impl Entry {
     /// Whether the Service is headless (`clusterIP: None`).
     pub(crate) fn is_headless(&self) -> bool {
         let spec = self.service.spec.as_ref();
-        spec.is_some_and(|s| s.cluster_ip.as_deref() == Some("None") && s.type_.as_deref() != Some("ExternalName"))
+        spec.is_some_and(|s| {
+            s.cluster_ip.as_deref() == Some("None") && s.type_.as_deref() != Some("ExternalName")
+        })
     }
 
     /// The target of an ExternalName Service.
@@ -121,10 +140,17 @@ impl Entry {
 
     /// Endpoints to publish: ready ones, or all when the Service publishes unready addresses.
     fn published<'a>(&'a self, slice: &'a EndpointSlice) -> impl Iterator<Item = &'a Endpoint> {
-        let all = self.service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false);
-        slice.endpoints.iter().flatten().filter(move |endpoint| {
-            all || endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true)
-        })
+        let all = self
+            .service
+            .spec
+            .as_ref()
+            .and_then(|s| s.publish_not_ready_addresses)
+            .unwrap_or(false);
+        slice
+            .endpoints
+            .iter()
+            .flatten()
+            .filter(move |endpoint| all || endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true))
     }
 
     /// The addresses of all published endpoints, each once.
@@ -148,7 +174,10 @@ impl Entry {
             .filter_map(|(endpoint, address)| {
                 let ip: IpAddr = address.parse().ok()?;
                 let label = endpoint.hostname.as_ref().filter(|h| !h.is_empty());
-                Some(Host { label: label.map_or_else(|| dashed(ip), |h| h.to_lowercase()), ip })
+                Some(Host {
+                    label: label.map_or_else(|| dashed(ip), |h| h.to_lowercase()),
+                    ip,
+                })
             })
             .collect()
     }
@@ -159,7 +188,10 @@ impl Entry {
         for slice in &self.slices {
             for port in slice.ports.iter().flatten() {
                 let number = port.port.and_then(|p| u16::try_from(p).ok());
-                let (Some(number), true) = (number, matches(wanted, port.name.as_deref(), port.protocol.as_deref())) else {
+                let (Some(number), true) = (
+                    number,
+                    matches(wanted, port.name.as_deref(), port.protocol.as_deref()),
+                ) else {
                     continue;
                 };
                 found.extend(self.slice_hosts(slice).into_iter().map(|host| (number, host)));
@@ -170,7 +202,11 @@ impl Entry {
 
     /// The Service's own port numbers of a name and protocol; all when none is named.
     pub(crate) fn service_ports(&self, wanted: Option<(&str, &str)>) -> Vec<u16> {
-        let ports = self.service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+        let ports = self
+            .service
+            .spec
+            .iter()
+            .flat_map(|spec| spec.ports.iter().flatten());
         ports
             .filter(|port| matches(wanted, port.name.as_deref(), port.protocol.as_deref()))
             .filter_map(|port| u16::try_from(port.port).ok())

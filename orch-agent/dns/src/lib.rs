@@ -70,10 +70,19 @@ pub enum DnsError {
 ///
 /// # Errors
 /// When the domain is not one, an address may not be bound, or the sockets fail.
-pub async fn serve(config: DnsConfig, cluster: Arc<Cluster>, stop: CancellationToken) -> Result<(), DnsError> {
+pub async fn serve(
+    config: DnsConfig,
+    cluster: Arc<Cluster>,
+    stop: CancellationToken,
+) -> Result<(), DnsError> {
     let zone = Zone::new(&config.domain)?;
     let (publish, index) = watch::channel(Arc::new(snapshot(&cluster)));
-    let upstreams = config.upstreams.iter().copied().filter(|u| !config.listen.contains(u)).collect();
+    let upstreams = config
+        .upstreams
+        .iter()
+        .copied()
+        .filter(|u| !config.listen.contains(u))
+        .collect();
     let mut server = Server::new(Chain::new(zone, index, Forwarder::new(upstreams)));
     for address in &config.listen {
         let Some((udp, tcp)) = bind(*address, &stop).await? else {
@@ -106,7 +115,10 @@ fn snapshot(cluster: &Cluster) -> Index {
 }
 
 /// Both sockets of one address, `None` when stopped before it could be bound.
-async fn bind(address: SocketAddr, stop: &CancellationToken) -> Result<Option<(UdpSocket, TcpListener)>, DnsError> {
+async fn bind(
+    address: SocketAddr,
+    stop: &CancellationToken,
+) -> Result<Option<(UdpSocket, TcpListener)>, DnsError> {
     let mut said = false;
     loop {
         let both = match TcpListener::bind(address).await {
@@ -115,7 +127,12 @@ async fn bind(address: SocketAddr, stop: &CancellationToken) -> Result<Option<(U
         };
         match both {
             Ok(both) => return Ok(Some(both)),
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::AddrNotAvailable | std::io::ErrorKind::AddrInUse) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::AddrNotAvailable | std::io::ErrorKind::AddrInUse
+                ) =>
+            {
                 if !std::mem::replace(&mut said, true) {
                     tracing::warn!(%address, %error, "cannot bind the DNS address yet, retrying");
                 }

@@ -10,7 +10,9 @@ pub fn upstreams(resolv_conf: &str) -> Vec<SocketAddr> {
         .lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
-            (words.next() == Some("nameserver")).then(|| words.next()?.parse::<IpAddr>().ok()).flatten()
+            (words.next() == Some("nameserver"))
+                .then(|| words.next()?.parse::<IpAddr>().ok())
+                .flatten()
         })
         .map(|ip| SocketAddr::new(ip, 53))
         .collect()
@@ -25,7 +27,10 @@ mod tests {
         let text = "# nameserver 9.9.9.9\nsearch a b\nnameserver 10.0.0.1\n nameserver ::1 \nnameserver nonsense\noptions ndots:5\n";
         assert_eq!(
             upstreams(text),
-            vec!["10.0.0.1:53".parse::<SocketAddr>().unwrap(), "[::1]:53".parse().unwrap()]
+            vec![
+                "10.0.0.1:53".parse::<SocketAddr>().unwrap(),
+                "[::1]:53".parse().unwrap()
+            ]
         );
     }
 }

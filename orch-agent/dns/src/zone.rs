@@ -31,7 +31,10 @@ pub(crate) struct Zone {
 
 /// What is at a name: records of any type, or that the name does not exist.
 enum Found {
-    Records { answers: Vec<RData>, additionals: Vec<Record> },
+    Records {
+        answers: Vec<RData>,
+        additionals: Vec<Record>,
+    },
     Nothing,
 }
 
@@ -42,7 +45,10 @@ impl Found {
     }
 
     fn only(answers: Vec<RData>) -> Self {
-        Self::Records { answers, additionals: Vec::new() }
+        Self::Records {
+            answers,
+            additionals: Vec::new(),
+        }
     }
 }
 
@@ -58,7 +64,15 @@ impl Zone {
         }
         let name = |text: String| Name::from_ascii(text).map_err(|error| bad(&error));
         let origin = name(format!("{domain}."))?;
-        let soa = SOA::new(name(format!("ns.dns.{domain}."))?, name(format!("hostmaster.{domain}."))?, 1, 7200, 1800, 86400, TTL);
+        let soa = SOA::new(
+            name(format!("ns.dns.{domain}."))?,
+            name(format!("hostmaster.{domain}."))?,
+            1,
+            7200,
+            1800,
+            86400,
+            TTL,
+        );
         let soa = Record::from_rdata(origin.clone(), TTL, RData::SOA(soa));
         Ok(Self { domain, origin, soa })
     }
@@ -73,7 +87,10 @@ impl Zone {
         }
         let found = if name == self.domain {
             self.apex(query.query_type())
-        } else if let Some(relative) = name.strip_suffix(&self.domain).and_then(|rest| rest.strip_suffix('.')) {
+        } else if let Some(relative) = name
+            .strip_suffix(&self.domain)
+            .and_then(|rest| rest.strip_suffix('.'))
+        {
             self.lookup(index, relative, query.query_type())
         } else {
             self.reverse(index, query)?
@@ -82,10 +99,22 @@ impl Zone {
             Found::Records { answers, additionals } => (ResponseCode::NoError, answers, additionals),
             Found::Nothing => (ResponseCode::NXDomain, Vec::new(), Vec::new()),
         };
-        let answers: Vec<Record> =
-            answers.into_iter().map(|data| Record::from_rdata(query.name().clone(), TTL, data)).collect();
-        let authorities = if answers.is_empty() { vec![self.soa.clone()] } else { Vec::new() };
-        Some(Answer { code, authoritative: true, answers, authorities, additionals })
+        let answers: Vec<Record> = answers
+            .into_iter()
+            .map(|data| Record::from_rdata(query.name().clone(), TTL, data))
+            .collect();
+        let authorities = if answers.is_empty() {
+            vec![self.soa.clone()]
+        } else {
+            Vec::new()
+        };
+        Some(Answer {
+            code,
+            authoritative: true,
+            answers,
+            authorities,
+            additionals,
+        })
     }
 
     fn apex(&self, kind: RecordType) -> Found {
@@ -99,7 +128,9 @@ impl Zone {
         let mut labels: Vec<&str> = relative.split('.').collect();
         labels.reverse();
         match labels.as_slice() {
-            ["dns-version"] if kind == RecordType::TXT => Found::only(vec![RData::TXT(TXT::new(vec![SPEC_VERSION.into()]))]),
+            ["dns-version"] if kind == RecordType::TXT => {
+                Found::only(vec![RData::TXT(TXT::new(vec![SPEC_VERSION.into()]))])
+            }
             ["dns-version" | "svc" | "pod"] => Found::empty(),
             ["svc" | "pod", namespace] if index.has_namespace(namespace) => Found::empty(),
             ["pod", namespace, label] => pod(index, namespace, label, kind),
@@ -127,11 +158,13 @@ impl Zone {
             [] => addresses(entry.cluster_ips(), kind),
             [protocol] if protocol.starts_with('_') => Found::empty(),
             [protocol, port] => match (protocol.strip_prefix('_'), port.strip_prefix('_')) {
-                (Some(protocol), Some(port)) => match (self.srv(entry, relative, Some((port, protocol))), kind) {
-                    (Found::Nothing, _) => Found::Nothing,
-                    (found, RecordType::SRV) => found,
-                    _ => Found::empty(),
-                },
+                (Some(protocol), Some(port)) => {
+                    match (self.srv(entry, relative, Some((port, protocol))), kind) {
+                        (Found::Nothing, _) => Found::Nothing,
+                        (found, RecordType::SRV) => found,
+                        _ => Found::empty(),
+                    }
+                }
                 _ => Found::Nothing,
             },
             [label] => {
@@ -149,7 +182,9 @@ impl Zone {
         let mut additionals: Vec<Record> = Vec::new();
         let mut add = |target: &str, port: u16, ips: &[IpAddr]| {
             // A name that is too long for DNS cannot be asked for either.
-            let Ok(target) = Name::from_ascii(target) else { return };
+            let Ok(target) = Name::from_ascii(target) else {
+                return;
+            };
             for ip in ips {
                 let record = Record::from_rdata(target.clone(), TTL, address(*ip));
                 if !additionals.contains(&record) {
@@ -188,7 +223,9 @@ impl Zone {
         if query.query_type() != RecordType::PTR {
             return Some(Found::empty());
         }
-        let names = names.iter().filter_map(|name| Name::from_ascii(name).ok()?.append_domain(&self.origin).ok());
+        let names = names
+            .iter()
+            .filter_map(|name| Name::from_ascii(name).ok()?.append_domain(&self.origin).ok());
         Some(Found::only(names.map(|name| RData::PTR(PTR(name))).collect()))
     }
 }
@@ -206,12 +243,19 @@ fn addresses(ips: impl IntoIterator<Item = IpAddr>, kind: RecordType) -> Found {
     if all.is_empty() {
         return Found::Nothing;
     }
-    Found::only(all.into_iter().filter(|data| data.record_type() == kind).collect())
+    Found::only(
+        all.into_iter()
+            .filter(|data| data.record_type() == kind)
+            .collect(),
+    )
 }
 
 /// `1-2-3-4.namespace.pod`: an address that the client knows already, in the form of a name.
 fn pod(index: &Index, namespace: &str, label: &str, kind: RecordType) -> Found {
-    let ip = label.replace('-', ".").parse::<IpAddr>().or_else(|_| label.replace('-', ":").parse());
+    let ip = label
+        .replace('-', ".")
+        .parse::<IpAddr>()
+        .or_else(|_| label.replace('-', ":").parse());
     match ip {
         Ok(ip) if index.has_namespace(namespace) && dashed(ip) == label => addresses([ip], kind),
         _ => Found::Nothing,

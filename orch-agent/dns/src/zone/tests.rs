@@ -32,9 +32,19 @@ fn ask(name: &str, kind: RecordType) -> Option<String> {
     let query = Query::query(Name::from_ascii(name).unwrap(), kind);
     let answer = Zone::new("cluster.local").unwrap().answer(&index(), &query)?;
     assert!(answer.authoritative);
-    assert_eq!(answer.answers.is_empty(), answer.authorities.iter().any(|r| r.record_type() == RecordType::SOA));
+    assert_eq!(
+        answer.answers.is_empty(),
+        answer
+            .authorities
+            .iter()
+            .any(|r| r.record_type() == RecordType::SOA)
+    );
     for record in &answer.answers {
-        assert_eq!(record.name.to_string(), name, "the owner keeps the spelling of the question");
+        assert_eq!(
+            record.name.to_string(),
+            name,
+            "the owner keeps the spelling of the question"
+        );
         assert!((5..=30).contains(&record.ttl));
     }
     let mut texts: Vec<String> = answer.answers.iter().map(|r| r.data.to_string()).collect();
@@ -60,13 +70,29 @@ fn answers_as_specified() {
         ("nope.svc.cluster.local.", T::A, Some("NXDOMAIN")),
         ("svc.cluster.local.", T::A, Some("NODATA")),
         ("web.shop.cluster.local.", T::A, Some("NXDOMAIN")),
-        ("_http._tcp.web.shop.svc.cluster.local.", T::SRV, Some("0 100 80 web.shop.svc.cluster.local.")),
-        ("_dns._udp.web.shop.svc.cluster.local.", T::SRV, Some("0 100 53 web.shop.svc.cluster.local.")),
+        (
+            "_http._tcp.web.shop.svc.cluster.local.",
+            T::SRV,
+            Some("0 100 80 web.shop.svc.cluster.local."),
+        ),
+        (
+            "_dns._udp.web.shop.svc.cluster.local.",
+            T::SRV,
+            Some("0 100 53 web.shop.svc.cluster.local."),
+        ),
         ("_http._udp.web.shop.svc.cluster.local.", T::SRV, Some("NXDOMAIN")),
         ("_http._tcp.web.shop.svc.cluster.local.", T::A, Some("NODATA")),
         ("_tcp.web.shop.svc.cluster.local.", T::A, Some("NODATA")),
-        ("db.shop.svc.cluster.local.", T::A, Some("10.244.0.5 | 10.244.0.6")),
-        ("early.shop.svc.cluster.local.", T::A, Some("10.244.0.5 | 10.244.0.6 | 10.244.0.7")),
+        (
+            "db.shop.svc.cluster.local.",
+            T::A,
+            Some("10.244.0.5 | 10.244.0.6"),
+        ),
+        (
+            "early.shop.svc.cluster.local.",
+            T::A,
+            Some("10.244.0.5 | 10.244.0.6 | 10.244.0.7"),
+        ),
         ("none.shop.svc.cluster.local.", T::A, Some("NXDOMAIN")),
         ("db-0.db.shop.svc.cluster.local.", T::A, Some("10.244.0.5")),
         ("10-244-0-6.db.shop.svc.cluster.local.", T::A, Some("10.244.0.6")),
@@ -74,7 +100,9 @@ fn answers_as_specified() {
         (
             "_sql._tcp.db.shop.svc.cluster.local.",
             T::SRV,
-            Some("0 100 5432 10-244-0-6.db.shop.svc.cluster.local. | 0 100 5432 db-0.db.shop.svc.cluster.local."),
+            Some(
+                "0 100 5432 10-244-0-6.db.shop.svc.cluster.local. | 0 100 5432 db-0.db.shop.svc.cluster.local.",
+            ),
         ),
         ("ext.shop.svc.cluster.local.", T::A, Some("example.org.")),
         ("ext.shop.svc.cluster.local.", T::CNAME, Some("example.org.")),
@@ -84,8 +112,16 @@ fn answers_as_specified() {
         ("dns-version.cluster.local.", T::TXT, Some("1.1.0")),
         ("dns-version.cluster.local.", T::A, Some("NODATA")),
         ("cluster.local.", T::A, Some("NODATA")),
-        ("2.1.96.10.in-addr.arpa.", T::PTR, Some("web.shop.svc.cluster.local.")),
-        ("6.0.244.10.in-addr.arpa.", T::PTR, Some("10-244-0-6.db.shop.svc.cluster.local. | 10-244-0-6.early.shop.svc.cluster.local.")),
+        (
+            "2.1.96.10.in-addr.arpa.",
+            T::PTR,
+            Some("web.shop.svc.cluster.local."),
+        ),
+        (
+            "6.0.244.10.in-addr.arpa.",
+            T::PTR,
+            Some("10-244-0-6.db.shop.svc.cluster.local. | 10-244-0-6.early.shop.svc.cluster.local."),
+        ),
         ("9.9.9.9.in-addr.arpa.", T::PTR, None),
         ("example.org.", T::A, None),
         ("notcluster.local.", T::A, None),
@@ -98,12 +134,22 @@ fn answers_as_specified() {
 #[test]
 fn srv_brings_the_addresses_of_its_targets() {
     let name = Name::from_ascii("_sql._tcp.db.shop.svc.cluster.local.").unwrap();
-    let answer = Zone::new("cluster.local.").unwrap().answer(&index(), &Query::query(name, RecordType::SRV)).unwrap();
-    let mut texts: Vec<String> = answer.additionals.iter().map(|r| format!("{} {}", r.name, r.data)).collect();
+    let answer = Zone::new("cluster.local.")
+        .unwrap()
+        .answer(&index(), &Query::query(name, RecordType::SRV))
+        .unwrap();
+    let mut texts: Vec<String> = answer
+        .additionals
+        .iter()
+        .map(|r| format!("{} {}", r.name, r.data))
+        .collect();
     texts.sort();
     assert_eq!(
         texts,
-        ["10-244-0-6.db.shop.svc.cluster.local. 10.244.0.6", "db-0.db.shop.svc.cluster.local. 10.244.0.5"]
+        [
+            "10-244-0-6.db.shop.svc.cluster.local. 10.244.0.6",
+            "db-0.db.shop.svc.cluster.local. 10.244.0.5"
+        ]
     );
 }
 
