@@ -131,7 +131,6 @@ impl Server {
     }
 
     /// The server without its sockets: requests carry their identity as an extension.
-    #[must_use]
     pub fn router(&self) -> Router {
         router(Arc::clone(&self.state))
     }
