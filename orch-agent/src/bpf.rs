@@ -1,6 +1,8 @@
 //! `orch-agent bpf`: what is in the pinned maps, for a person or as JSON.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+
+use orch_dataplane::inspect::{self, View};
 
 use crate::config::{BpfArgs, BpfObject, ConfigError, OutputForm};
 
@@ -23,7 +25,22 @@ pub enum BpfError {
 /// # Errors
 /// When the maps are not there or cannot be read.
 pub fn show(args: &BpfArgs, out: &mut impl Write) -> Result<(), BpfError> {
-    let root = args.root()?;
-    let _ = (root, out, args.output == OutputForm::Json, args.what == BpfObject::Nodes);
-    Ok(())
+    let view = match args.what {
+        BpfObject::Services => View::Services,
+        BpfObject::Backends => View::Backends,
+        BpfObject::Endpoints => View::Endpoints,
+        BpfObject::Conntrack => View::Conntrack,
+        BpfObject::Nodes => View::Nodes,
+        BpfObject::Metrics => View::Metrics,
+    };
+    let table = inspect::read(&args.root()?, view)?;
+    let written = match args.output {
+        OutputForm::Text => write!(out, "{}", table.text()),
+        OutputForm::Json => writeln!(out, "{:#}", table.json()),
+    };
+    match written.and_then(|()| out.flush()) {
+        // `| head` has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
 }

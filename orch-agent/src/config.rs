@@ -178,7 +178,10 @@ impl RunArgs {
     /// When neither exists.
     pub fn uplink(&self) -> Result<String, ConfigError> {
         let found = || default_route(&fs::read_to_string("/proc/net/route").unwrap_or_default());
-        self.uplink.clone().or_else(found).ok_or(ConfigError::NoDefaultRoute)
+        self.uplink
+            .clone()
+            .or_else(found)
+            .ok_or(ConfigError::NoDefaultRoute)
     }
 
     /// The node's address: the given one, or the first of the uplink.
@@ -191,7 +194,9 @@ impl RunArgs {
             all.filter(|entry| entry.interface_name == uplink)
                 .find_map(|entry| entry.address.as_ref()?.as_sockaddr_in().map(|a| a.ip()))
         };
-        self.node_ip.or_else(found).ok_or_else(|| ConfigError::NoAddress(uplink.to_owned()))
+        self.node_ip
+            .or_else(found)
+            .ok_or_else(|| ConfigError::NoAddress(uplink.to_owned()))
     }
 
     /// The pins' directory.
@@ -203,10 +208,17 @@ impl RunArgs {
         let letters = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
         let ends = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
         let bytes = name.as_bytes();
-        if bytes.len() > 253 || !bytes.iter().copied().all(letters) || !ends(bytes.first()) || !ends(bytes.last()) {
+        if bytes.len() > 253
+            || !bytes.iter().copied().all(letters)
+            || !ends(bytes.first())
+            || !ends(bytes.last())
+        {
             return Err(ConfigError::BadNodeName(name.clone()));
         }
-        Ok(self.bpf_root.clone().unwrap_or_else(|| PathBuf::from(BPF_ROOTS).join(name)))
+        Ok(self
+            .bpf_root
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(BPF_ROOTS).join(name)))
     }
 
     /// Where the kubelet API listens.
@@ -228,15 +240,24 @@ impl BpfArgs {
         if let Some(root) = &self.bpf_root {
             return Ok(root.clone());
         }
-        let mut roots: Vec<PathBuf> =
-            fs::read_dir(BPF_ROOTS).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        let mut roots: Vec<PathBuf> = fs::read_dir(BPF_ROOTS)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
         roots.sort();
         match roots.len() {
-            0 => Err(ConfigError::BpfRoot(format!("no data plane is pinned below {BPF_ROOTS}"))),
+            0 => Err(ConfigError::BpfRoot(format!(
+                "no data plane is pinned below {BPF_ROOTS}"
+            ))),
             1 => Ok(roots.remove(0)),
             _ => {
                 let names: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
-                Err(ConfigError::BpfRoot(format!("several data planes are pinned: {}", names.join(", "))))
+                Err(ConfigError::BpfRoot(format!(
+                    "several data planes are pinned: {}",
+                    names.join(", ")
+                )))
             }
         }
     }
@@ -275,13 +296,22 @@ fn default_route(table: &str) -> Option<String> {
 
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("it must be KEY=VALUE")?;
-    if key.is_empty() { Err("the key is empty".into()) } else { Ok((key.to_owned(), value.to_owned())) }
+    if key.is_empty() {
+        Err("the key is empty".into())
+    } else {
+        Ok((key.to_owned(), value.to_owned()))
+    }
 }
 
 fn reserved(text: &str) -> Result<Reserved, String> {
-    let mut reserved = Reserved { cpu_millis: 0, memory: 0 };
+    let mut reserved = Reserved {
+        cpu_millis: 0,
+        memory: 0,
+    };
     for part in text.split(',').filter(|part| !part.is_empty()) {
-        let (name, value) = part.split_once('=').ok_or("it must be like cpu=100m,memory=128Mi")?;
+        let (name, value) = part
+            .split_once('=')
+            .ok_or("it must be like cpu=100m,memory=128Mi")?;
         let bad = || format!("{value:?} is not a quantity");
         match name {
             "cpu" => reserved.cpu_millis = quantity(value, milli).ok_or_else(bad)?,
@@ -305,11 +335,30 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
-        let required = ["--node-name", "n1", "--kubeconfig", "k", "--tls-cert", "c", "--tls-key", "y", "--client-ca", "a"];
+        let required = [
+            "--node-name",
+            "n1",
+            "--kubeconfig",
+            "k",
+            "--tls-cert",
+            "c",
+            "--tls-key",
+            "y",
+            "--client-ca",
+            "a",
+        ];
         let cli = Cli::try_parse_from(["orch-agent", "run"].iter().chain(&required)).unwrap();
-        let Command::Run(args) = cli.command else { panic!("not run") };
+        let Command::Run(args) = cli.command else {
+            panic!("not run")
+        };
         assert_eq!(args.bpf_root().unwrap(), PathBuf::from("/sys/fs/bpf/orch/n1"));
-        assert_eq!(args.system_reserved, Reserved { cpu_millis: 100, memory: 128 << 20 });
+        assert_eq!(
+            args.system_reserved,
+            Reserved {
+                cpu_millis: 100,
+                memory: 128 << 20
+            }
+        );
         assert_eq!(args.cluster_dns.to_string(), "10.96.0.10");
         assert!(Cli::try_parse_from(["orch-agent", "run"]).is_err());
         assert!(Cli::try_parse_from(["orch-agent", "bpf", "services", "-o", "json"]).is_ok());
@@ -317,12 +366,23 @@ mod tests {
 
     #[test]
     fn a_node_name_is_one_path_component() {
-        let required = ["--kubeconfig", "k", "--tls-cert", "c", "--tls-key", "y", "--client-ca", "a"];
+        let required = [
+            "--kubeconfig",
+            "k",
+            "--tls-cert",
+            "c",
+            "--tls-key",
+            "y",
+            "--client-ca",
+            "a",
+        ];
         for name in ["../x", "", "Node", "a/b", "-a"] {
             let name = format!("--node-name={name}");
             let words = ["orch-agent", "run", name.as_str()];
             let cli = Cli::try_parse_from(words.iter().chain(&required)).unwrap();
-            let Command::Run(args) = cli.command else { panic!("not run") };
+            let Command::Run(args) = cli.command else {
+                panic!("not run")
+            };
             assert!(args.bpf_root().is_err(), "{name}");
         }
     }

@@ -16,13 +16,21 @@ fn main() -> ExitCode {
     // One logger runs for each container, so it starts before anything that costs memory.
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|word| word == "logger")
-        && let Some(file) = args.next().filter(|word| !word.to_string_lossy().starts_with('-'))
+        && let Some(file) = args
+            .next()
+            .filter(|word| !word.to_string_lossy().starts_with('-'))
     {
-        return finish("log a container's output", orch_runtime::logger::run(Path::new(&file)));
+        return finish(
+            "log a container's output",
+            orch_runtime::logger::run(Path::new(&file)),
+        );
     }
     match Cli::parse().command {
         Command::Logger { file } => finish("log a container's output", orch_runtime::logger::run(&file)),
-        Command::Bpf(args) => finish("show the data plane", bpf::show(&args, &mut std::io::stdout().lock())),
+        Command::Bpf(args) => finish(
+            "show the data plane",
+            bpf::show(&args, &mut std::io::stdout().lock()),
+        ),
         Command::Run(args) => {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(WORKERS)

@@ -103,7 +103,9 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     }
     stop.cancel();
     // The start itself may be waiting for something that never comes.
-    tokio::time::timeout(STOP + Duration::from_secs(1), node).await.unwrap_or(Ok(()))
+    tokio::time::timeout(STOP + Duration::from_secs(1), node)
+        .await
+        .unwrap_or(Ok(()))
 }
 
 async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError> {
@@ -115,10 +117,15 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
     ensure_bpf_fs(Path::new(BPF_FS))?;
     for dir in [&args.root_dir, &args.run_dir] {
         let action = || format!("create {}", dir.display());
-        std::fs::create_dir_all(dir).map_err(|source| RunError::System { action: action(), source })?;
+        std::fs::create_dir_all(dir).map_err(|source| RunError::System {
+            action: action(),
+            source,
+        })?;
     }
-    let executable = std::env::current_exe()
-        .map_err(|source| RunError::System { action: "find the agent's own executable".into(), source })?;
+    let executable = std::env::current_exe().map_err(|source| RunError::System {
+        action: "find the agent's own executable".into(),
+        source,
+    })?;
     let client = client(&args.kubeconfig).await?;
     let cluster = Cluster::start(client.clone());
     let runtime = Runtime::connect(RuntimeConfig {
@@ -180,7 +187,10 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
     tracing::info!(%address, "kubelet API is up");
     let result = match dns.await {
         Ok(result) => result.map_err(RunError::from),
-        Err(error) => Err(RunError::System { action: "serve DNS".into(), source: io::Error::other(error) }),
+        Err(error) => Err(RunError::System {
+            action: "serve DNS".into(),
+            source: io::Error::other(error),
+        }),
     };
     // Reached when stopped: what is being written to the API is finished first.
     stop.cancel();
@@ -225,15 +235,23 @@ fn manager_config(args: &RunArgs, ip: IpAddr) -> ManagerConfig {
 
 /// Logs go to stderr; `RUST_LOG` says which.
 fn init_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube=warn,hyper=warn,hickory_server=warn"));
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new("info,kube=warn,hyper=warn,hickory_server=warn")
+    });
     let ansi = io::IsTerminal::is_terminal(&io::stderr());
     // Fails only where a logger is set already, as in tests.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(ansi)
+        .try_init();
 }
 
 async fn terminated() -> Result<(), RunError> {
-    let failed = |source| RunError::System { action: "wait for signals".into(), source };
+    let failed = |source| RunError::System {
+        action: "wait for signals".into(),
+        source,
+    };
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     tokio::select! {
@@ -245,8 +263,10 @@ async fn terminated() -> Result<(), RunError> {
 }
 
 async fn client(path: &Path) -> Result<Client, RunError> {
-    let unusable =
-        |error: &dyn std::error::Error| RunError::Kubeconfig { path: path.to_owned(), reason: crate::chain(error) };
+    let unusable = |error: &dyn std::error::Error| RunError::Kubeconfig {
+        path: path.to_owned(),
+        reason: crate::chain(error),
+    };
     // Fails only when a provider is installed already, which is then the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let kubeconfig = Kubeconfig::read_from(path).map_err(|error| unusable(&error))?;
@@ -258,9 +278,16 @@ async fn client(path: &Path) -> Result<Client, RunError> {
 
 /// Each pod costs a handful of descriptors; the usual soft limit of 1024 is soon too low.
 fn raise_file_limit() -> Result<(), RunError> {
-    let failed = |error: nix::Error| RunError::System { action: "raise RLIMIT_NOFILE".into(), source: error.into() };
+    let failed = |error: nix::Error| RunError::System {
+        action: "raise RLIMIT_NOFILE".into(),
+        source: error.into(),
+    };
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
-    if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed) } else { Ok(()) }
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed)
+    } else {
+        Ok(())
+    }
 }
 
 /// Mounts the BPF file system where it is not mounted yet.
@@ -268,7 +295,17 @@ fn ensure_bpf_fs(path: &Path) -> Result<(), RunError> {
     if statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC) {
         return Ok(());
     }
-    let failed = |source| RunError::System { action: format!("mount the BPF file system at {}", path.display()), source };
+    let failed = |source| RunError::System {
+        action: format!("mount the BPF file system at {}", path.display()),
+        source,
+    };
     std::fs::create_dir_all(path).map_err(failed)?;
-    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700")).map_err(|error| failed(error.into()))
+    mount(
+        Some("bpf"),
+        path,
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .map_err(|error| failed(error.into()))
 }

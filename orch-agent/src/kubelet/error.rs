@@ -72,6 +72,10 @@ impl From<LookupError> for Failure {
 
 impl From<orch_runtime::RuntimeError> for Failure {
     fn from(error: orch_runtime::RuntimeError) -> Self {
-        if error.is_not_found() { Self::NotFound(error.to_string()) } else { Self::Internal(error.to_string()) }
+        if error.is_not_found() {
+            Self::NotFound(error.to_string())
+        } else {
+            Self::Internal(error.to_string())
+        }
     }
 }

@@ -19,7 +19,11 @@ pub(super) async fn serve(
     Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Response, Failure> {
     let (previous, options) = options(pairs)?;
-    let target = Target { namespace, pod, container };
+    let target = Target {
+        namespace,
+        pod,
+        container,
+    };
     let mut pieces = backend.logs(&target, previous, options).await?;
     // Nothing to read may still be a failure that has to be told before the first byte of a good answer. A log that
     // is only being followed has no first piece for a long time, so it is not waited for.
@@ -51,13 +55,17 @@ fn options(pairs: Vec<(String, String)>) -> Result<(bool, LogOptions), Failure> 
             "timestamps" => options.timestamps = yes,
             "tailLines" => options.tail_lines = Some(number()?),
             "limitBytes" => options.limit_bytes = Some(number()?.max(1)),
-            "sinceSeconds" => options.since_seconds = Some(i64::try_from(number()?).map_err(|_| bad("a time"))?),
+            "sinceSeconds" => {
+                options.since_seconds = Some(i64::try_from(number()?).map_err(|_| bad("a time"))?)
+            }
             "sinceTime" => options.since_time = Some(value.parse().map_err(|_| bad("an RFC 3339 time"))?),
             _ => {}
         }
     }
     if options.since_seconds.is_some() && options.since_time.is_some() {
-        return Err(Failure::BadRequest("at most one of sinceTime or sinceSeconds may be specified".into()));
+        return Err(Failure::BadRequest(
+            "at most one of sinceTime or sinceSeconds may be specified".into(),
+        ));
     }
     Ok((previous, options))
 }

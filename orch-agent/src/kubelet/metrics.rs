@@ -45,20 +45,35 @@ pub(super) async fn agent(State(backend): State<Arc<dyn Backend>>) -> Result<Res
     pods.set(count(list.iter().filter(running).count()));
     registry.register("kubelet_running_pods", "Pods that run on this node", pods);
     let containers: Bytes = Gauge::default();
-    let statuses = list.iter().filter_map(|pod| pod.status.as_ref()?.container_statuses.as_ref()).flatten();
+    let statuses = list
+        .iter()
+        .filter_map(|pod| pod.status.as_ref()?.container_statuses.as_ref())
+        .flatten();
     let running = statuses.filter(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()));
     containers.set(count(running.count()));
-    registry.register("kubelet_running_containers", "Containers that run on this node", containers);
+    registry.register(
+        "kubelet_running_containers",
+        "Containers that run on this node",
+        containers,
+    );
     let own = facts::own_usage();
     let resident: Bytes = Gauge::default();
     resident.set(count(own.resident_bytes));
-    registry.register("process_resident_memory_bytes", "Resident memory of the agent", resident);
+    registry.register(
+        "process_resident_memory_bytes",
+        "Resident memory of the agent",
+        resident,
+    );
     let cpu = Seconds::default();
     cpu.inc_by(own.cpu_seconds);
     registry.register("process_cpu_seconds", "CPU time of the agent", cpu);
     let descriptors: Bytes = Gauge::default();
     descriptors.set(count(own.open_files));
-    registry.register("process_open_fds", "Open file descriptors of the agent", descriptors);
+    registry.register(
+        "process_open_fds",
+        "Open file descriptors of the agent",
+        descriptors,
+    );
     encoded(&registry)
 }
 
@@ -71,8 +86,15 @@ pub(super) async fn resource(State(backend): State<Arc<dyn Backend>>) -> Result<
     let pod_memory = Family::<PodLabels, Bytes>::default();
     for usage in backend.usage().await {
         let target = usage.target;
-        let pod = PodLabels { namespace: target.namespace.clone(), pod: target.pod.clone() };
-        let labels = ContainerLabels { container: target.container, namespace: target.namespace, pod: target.pod };
+        let pod = PodLabels {
+            namespace: target.namespace.clone(),
+            pod: target.pod.clone(),
+        };
+        let labels = ContainerLabels {
+            container: target.container,
+            namespace: target.namespace,
+            pod: target.pod,
+        };
         let seconds = usage.stats.cpu_usage_ns as f64 / 1e9;
         let bytes = i64::try_from(usage.stats.memory_working_set_bytes).unwrap_or(i64::MAX);
         container_cpu.get_or_create(&labels).inc_by(seconds);
@@ -85,14 +107,34 @@ pub(super) async fn resource(State(backend): State<Arc<dyn Backend>>) -> Result<
     node_cpu.inc_by(node.cpu_seconds);
     let node_memory: Bytes = Gauge::default();
     node_memory.set(count(node.working_set_bytes));
-    registry.register("container_cpu_usage_seconds", "CPU time of the container", container_cpu);
-    registry.register("container_memory_working_set_bytes", "Working set of the container", container_memory);
+    registry.register(
+        "container_cpu_usage_seconds",
+        "CPU time of the container",
+        container_cpu,
+    );
+    registry.register(
+        "container_memory_working_set_bytes",
+        "Working set of the container",
+        container_memory,
+    );
     registry.register("pod_cpu_usage_seconds", "CPU time of the pod", pod_cpu);
-    registry.register("pod_memory_working_set_bytes", "Working set of the pod", pod_memory);
+    registry.register(
+        "pod_memory_working_set_bytes",
+        "Working set of the pod",
+        pod_memory,
+    );
     registry.register("node_cpu_usage_seconds", "CPU time of the node", node_cpu);
-    registry.register("node_memory_working_set_bytes", "Working set of the node", node_memory);
+    registry.register(
+        "node_memory_working_set_bytes",
+        "Working set of the node",
+        node_memory,
+    );
     let now: Gauge<f64, AtomicU64> = Gauge::default();
-    now.set(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()));
+    now.set(
+        SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0.0, |d| d.as_secs_f64()),
+    );
     registry.register("resource_scrape_time_seconds", "When this was read", now);
     encoded(&registry)
 }

@@ -22,10 +22,13 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(super) async fn dial(netns: Option<PathBuf>, port: u16) -> io::Result<tokio::net::TcpStream> {
     let (tell, told) = oneshot::channel();
     // A thread of its own: one of tokio's would stay in the namespace and take other tasks there.
-    std::thread::Builder::new().name("dial".into()).stack_size(128 << 10).spawn(move || {
-        // The other side is gone when the client is.
-        let _ = tell.send(connect(netns, port));
-    })?;
+    std::thread::Builder::new()
+        .name("dial".into())
+        .stack_size(128 << 10)
+        .spawn(move || {
+            // The other side is gone when the client is.
+            let _ = tell.send(connect(netns, port));
+        })?;
     let stream = told.await.map_err(io::Error::other)??;
     stream.set_nonblocking(true)?;
     tokio::net::TcpStream::from_std(stream)

@@ -30,11 +30,17 @@ impl NodeBackend {
     /// A backend over the node's manager and runtime; `run_dir` is where pods' namespaces are bound.
     #[must_use]
     pub fn new(manager: Arc<Manager>, runtime: Arc<Runtime>, run_dir: PathBuf) -> Self {
-        Self { manager, runtime, run_dir }
+        Self {
+            manager,
+            runtime,
+            run_dir,
+        }
     }
 
     fn container(&self, target: &Target, previous: bool) -> Result<ContainerRef, Failure> {
-        Ok(self.manager.container_id(&target.namespace, &target.pod, &target.container, previous)?)
+        Ok(self
+            .manager
+            .container_id(&target.namespace, &target.pod, &target.container, previous)?)
     }
 
     fn running(&self, target: &Target) -> Result<ContainerRef, Failure> {
@@ -42,12 +48,16 @@ impl NodeBackend {
         if found.running {
             return Ok(found);
         }
-        Err(Failure::BadRequest(format!("container not found (\"{}\"): it is not running", target.container)))
+        Err(Failure::BadRequest(format!(
+            "container not found (\"{}\"): it is not running",
+            target.container
+        )))
     }
 
     fn pod(&self, namespace: &str, name: &str) -> Result<PodSnapshot, Failure> {
         let named = |s: &PodSnapshot| {
-            s.pod.metadata.namespace.as_deref() == Some(namespace) && s.pod.metadata.name.as_deref() == Some(name)
+            s.pod.metadata.namespace.as_deref() == Some(namespace)
+                && s.pod.metadata.name.as_deref() == Some(name)
         };
         let found = self.manager.pods().into_iter().filter(named);
         found
@@ -103,20 +113,33 @@ impl Backend for NodeBackend {
 
     fn find_pod(&self, namespace: &str, pod: &str) -> Result<(), Failure> {
         let snapshot = self.pod(namespace, pod)?;
-        if snapshot.containers.iter().any(|c| c.current.as_ref().is_some_and(|run| run.running)) {
+        if snapshot
+            .containers
+            .iter()
+            .any(|c| c.current.as_ref().is_some_and(|run| run.running))
+        {
             return Ok(());
         }
         let phase = snapshot.status.phase.as_deref().unwrap_or("Pending");
-        Err(Failure::BadRequest(format!("unable to forward port because pod is not running. Current status={phase}")))
+        Err(Failure::BadRequest(format!(
+            "unable to forward port because pod is not running. Current status={phase}"
+        )))
     }
 
     async fn dial(&self, namespace: &str, pod: &str, port: u16) -> Result<TcpStream, Failure> {
         let snapshot = self.pod(namespace, pod)?;
-        let host_network = snapshot.pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
+        let host_network = snapshot
+            .pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.host_network)
+            .unwrap_or(false);
         let uid = snapshot.pod.metadata.uid.clone().unwrap_or_default();
         let netns = (!host_network).then(|| self.run_dir.join("ns").join(uid).join("net"));
         netns::dial(netns, port).await.map_err(|error| {
-            Failure::Internal(format!("failed to connect to localhost:{port} inside pod {namespace}/{pod}: {error}"))
+            Failure::Internal(format!(
+                "failed to connect to localhost:{port} inside pod {namespace}/{pod}: {error}"
+            ))
         })
     }
 
@@ -137,7 +160,11 @@ impl Backend for NodeBackend {
                     pod: meta.name.clone().unwrap_or_default(),
                     container: container.name.clone(),
                 };
-                usage.push(Usage { target, uid: meta.uid.clone().unwrap_or_default(), stats });
+                usage.push(Usage {
+                    target,
+                    uid: meta.uid.clone().unwrap_or_default(),
+                    stats,
+                });
             }
         }
         usage
@@ -145,7 +172,12 @@ impl Backend for NodeBackend {
 }
 
 fn process(exec: Exec) -> Process {
-    Process { stdin: exec.stdin, stdout: exec.stdout, stderr: exec.stderr, control: Arc::new(Handle(exec.control)) }
+    Process {
+        stdin: exec.stdin,
+        stdout: exec.stdout,
+        stderr: exec.stderr,
+        control: Arc::new(Handle(exec.control)),
+    }
 }
 
 struct Handle(ProcessControl);

@@ -37,7 +37,11 @@ where
         let header = |name: &str| stream.headers.get(name).cloned().unwrap_or_default();
         // Old clients send no id: their streams of one port belong together.
         let port = header("port");
-        let id = if header("requestid").is_empty() { format!("port {port}") } else { header("requestid") };
+        let id = if header("requestid").is_empty() {
+            format!("port {port}")
+        } else {
+            header("requestid")
+        };
         let kind = header("streamtype");
         let Some(other) = halves.remove(&id) else {
             if halves.len() < MAX_HALVES {

@@ -10,15 +10,16 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get},
 };
-use orch_runtime::ExecSpec;
+use orch_runtime::{ExecSpec, OutputStream};
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{
-    Backend, Failure, Process, Target, logs, metrics,
+    Backend, Failure, Process, Target,
     auth::Identity,
-    portforward, session, spdy_streams, stats,
+    logs, metrics, portforward, session, spdy_streams,
     spdy_streams::Wanted,
+    stats,
     upgrade::{self, Kind},
     websocket,
 };
@@ -48,7 +49,10 @@ pub fn router(backend: Arc<dyn Backend>) -> Router {
 
 /// Authentication, then authorisation.
 async fn guard(request: Request, next: Next) -> Result<Response, Failure> {
-    let identity = request.extensions().get::<Identity>().ok_or(Failure::Unauthorized)?;
+    let identity = request
+        .extensions()
+        .get::<Identity>()
+        .ok_or(Failure::Unauthorized)?;
     identity.authorize(request.method().as_str(), request.uri().path())?;
     Ok(next.run(request).await)
 }
@@ -66,7 +70,12 @@ struct Streams {
 impl Streams {
     fn of(pairs: Vec<(String, String)>) -> Result<Self, Failure> {
         let mut streams = Self {
-            wanted: Wanted { stdin: false, stdout: false, stderr: false, tty: false },
+            wanted: Wanted {
+                stdin: false,
+                stdout: false,
+                stderr: false,
+                tty: false,
+            },
             command: Vec::new(),
         };
         for (name, value) in pairs {
@@ -84,7 +93,9 @@ impl Streams {
         let wanted = &mut streams.wanted;
         wanted.stderr &= !wanted.tty;
         if !(wanted.stdin || wanted.stdout || wanted.stderr) {
-            return Err(Failure::BadRequest("you must specify at least 1 of stdin, stdout, stderr".into()));
+            return Err(Failure::BadRequest(
+                "you must specify at least 1 of stdin, stdout, stderr".into(),
+            ));
         }
         Ok(streams)
     }
@@ -100,9 +111,18 @@ async fn exec(
     if command.is_empty() {
         return Err(Failure::BadRequest("you must specify a command".into()));
     }
-    let target = Target { namespace, pod, container };
+    let target = Target {
+        namespace,
+        pod,
+        container,
+    };
     backend.find(&target)?;
-    let spec = ExecSpec { command, tty: wanted.tty, stdin: wanted.stdin, ..ExecSpec::default() };
+    let spec = ExecSpec {
+        command,
+        tty: wanted.tty,
+        stdin: wanted.stdin,
+        ..ExecSpec::default()
+    };
     stream(request, wanted, async move { backend.exec(&target, spec).await })
 }
 
@@ -113,9 +133,15 @@ async fn attach(
     request: Request,
 ) -> Result<Response, Failure> {
     let Streams { wanted, .. } = Streams::of(pairs)?;
-    let target = Target { namespace, pod, container };
+    let target = Target {
+        namespace,
+        pod,
+        container,
+    };
     backend.find(&target)?;
-    stream(request, wanted, async move { backend.attach(&target, wanted.stdin).await })
+    stream(request, wanted, async move {
+        backend.attach(&target, wanted.stdin).await
+    })
 }
 
 /// Upgrades, starts the process and connects the two.
@@ -124,17 +150,21 @@ fn stream(
     wanted: Wanted,
     start: impl Future<Output = Result<Process, Failure>> + Send + 'static,
 ) -> Result<Response, Failure> {
-    let kind = upgrade::negotiate(request.headers(), &[websocket::V5, websocket::V4], &[spdy_streams::V4])?;
+    let kind = upgrade::negotiate(
+        request.headers(),
+        &[websocket::V5, websocket::V4],
+        &[spdy_streams::V4],
+    )?;
     upgrade::accept(request, kind, move |io| async move {
         let (inputs, receive) = mpsc::channel(BACKLOG);
         let (send, outputs) = mpsc::channel(BACKLOG);
         let process = async move {
             let process = start.await.map(|mut process| {
                 if !wanted.stdout {
-                    process.stdout = None;
+                    discard(process.stdout.take());
                 }
                 if !wanted.stderr {
-                    process.stderr = None;
+                    discard(process.stderr.take());
                 }
                 process
             });
@@ -154,13 +184,24 @@ fn stream(
     })
 }
 
+/// Reads what nobody wants: a process must not fail or wait because of it.
+fn discard(stream: Option<OutputStream>) {
+    if let Some(mut stream) = stream {
+        tokio::spawn(async move { tokio::io::copy(&mut stream, &mut tokio::io::sink()).await });
+    }
+}
+
 async fn port_forward(
     State(backend): Shared,
     Path((namespace, pod)): Path<(String, String)>,
     request: Request,
 ) -> Result<Response, Failure> {
     backend.find_pod(&namespace, &pod)?;
-    let kind = upgrade::negotiate(request.headers(), &[portforward::TUNNEL], &[portforward::PROTOCOL])?;
+    let kind = upgrade::negotiate(
+        request.headers(),
+        &[portforward::TUNNEL],
+        &[portforward::PROTOCOL],
+    )?;
     upgrade::accept(request, kind, move |io| async move {
         match kind {
             Kind::WebSocket(_) => {

@@ -64,7 +64,10 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<SocketAddr, KubeletError> {
     let tls = tls::config(&config.tls_cert, &config.tls_key, &config.client_ca)?;
-    let listening = |source| KubeletError::Listen { address: config.listen, source };
+    let listening = |source| KubeletError::Listen {
+        address: config.listen,
+        source,
+    };
     let listener = TcpListener::bind(config.listen).await.map_err(listening)?;
     let address = listener.local_addr().map_err(listening)?;
     let acceptor = TlsAcceptor::from(tls);

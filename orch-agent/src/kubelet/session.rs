@@ -72,8 +72,12 @@ pub(super) async fn run(
     let control = process.control.clone();
     let mut copies = Copies(
         [
-            process.stdout.map(|stream| copy(stream, outputs.clone(), Output::Stdout)),
-            process.stderr.map(|stream| copy(stream, outputs.clone(), Output::Stderr)),
+            process
+                .stdout
+                .map(|stream| copy(stream, outputs.clone(), Output::Stdout)),
+            process
+                .stderr
+                .map(|stream| copy(stream, outputs.clone(), Output::Stderr)),
         ]
         .into_iter()
         .flatten()

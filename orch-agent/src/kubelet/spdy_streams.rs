@@ -64,14 +64,21 @@ pub(super) async fn carry<T>(
         }
     }
     let Some(error) = writers.2 else { return };
-    let writers = Writers { error, stdout: writers.0, stderr: writers.1 };
+    let writers = Writers {
+        error,
+        stdout: writers.0,
+        stderr: writers.1,
+    };
     let send = async {
         while let Some(output) = outputs.recv().await {
             if write(&writers, output).await.is_err() {
                 return;
             }
         }
-        for writer in [writers.stdout, writers.stderr, Some(writers.error)].into_iter().flatten() {
+        for writer in [writers.stdout, writers.stderr, Some(writers.error)]
+            .into_iter()
+            .flatten()
+        {
             // A client that is gone needs no end of file.
             let _ = writer.finish().await;
         }
@@ -103,7 +110,12 @@ async fn write(writers: &Writers, output: Output) -> std::io::Result<()> {
 }
 
 async fn collect(session: &mut Session, wanted: Wanted) -> Option<Vec<(String, Stream)>> {
-    let asked = [wanted.stdin, wanted.stdout, wanted.stderr && !wanted.tty, wanted.tty];
+    let asked = [
+        wanted.stdin,
+        wanted.stdout,
+        wanted.stderr && !wanted.tty,
+        wanted.tty,
+    ];
     let expected = 1 + asked.iter().filter(|asked| **asked).count();
     let mut streams: Vec<(String, Stream)> = Vec::with_capacity(expected);
     while streams.len() < expected {

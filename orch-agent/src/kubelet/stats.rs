@@ -24,12 +24,14 @@ pub(super) async fn summary(State(backend): State<Arc<dyn Backend>>) -> Json<Val
         entry["name"] = usage.target.container.into();
         containers.push(entry);
     }
-    let pods = pods.into_iter().map(|((namespace, name, uid), (sum, containers))| {
-        let mut entry = measured(&time, &sum);
-        entry["podRef"] = json!({"name": name, "namespace": namespace, "uid": uid});
-        entry["containers"] = containers.into();
-        entry
-    });
+    let pods = pods
+        .into_iter()
+        .map(|((namespace, name, uid), (sum, containers))| {
+            let mut entry = measured(&time, &sum);
+            entry["podRef"] = json!({"name": name, "namespace": namespace, "uid": uid});
+            entry["containers"] = containers.into();
+            entry
+        });
     let node = facts::node_usage();
     Json(json!({
         "node": {

@@ -33,8 +33,7 @@ pub(super) fn config(cert: &Path, key: &Path, client_ca: &Path) -> Result<Arc<Se
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, KubeletError> {
-    let found: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let found = found.map_err(|error| unusable(path, &error))?;
     if found.is_empty() {
         return Err(unusable(path, &"it holds no certificate"));
@@ -43,5 +42,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, KubeletErro
 }
 
 fn unusable(path: &Path, reason: &dyn std::fmt::Display) -> KubeletError {
-    KubeletError::Pem { path: path.to_owned(), reason: reason.to_string() }
+    KubeletError::Pem {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
 }

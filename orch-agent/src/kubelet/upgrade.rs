@@ -36,20 +36,31 @@ pub(super) fn negotiate(
     websocket: &'static [&'static str],
     spdy: &'static [&'static str],
 ) -> Result<Kind, Failure> {
-    let upgrade = headers.get(header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let upgrade = headers
+        .get(header::UPGRADE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
     let choose = |ours: &'static [&'static str], name: &HeaderName| {
         let offers = offers(headers, name);
-        ours.iter().copied().find(|protocol| offers.iter().any(|offer| offer == protocol)).ok_or_else(|| {
-            Failure::Forbidden(format!(
-                "unable to negotiate protocol: client supports [{}], server accepts [{}]",
-                offers.join(" "),
-                ours.join(" ")
-            ))
-        })
+        ours.iter()
+            .copied()
+            .find(|protocol| offers.iter().any(|offer| offer == protocol))
+            .ok_or_else(|| {
+                Failure::Forbidden(format!(
+                    "unable to negotiate protocol: client supports [{}], server accepts [{}]",
+                    offers.join(" "),
+                    ours.join(" ")
+                ))
+            })
     };
     if upgrade.eq_ignore_ascii_case("websocket") {
-        if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|v| v != "13") {
-            return Err(Failure::BadRequest("only WebSocket version 13 is supported".into()));
+        if headers
+            .get(header::SEC_WEBSOCKET_VERSION)
+            .is_none_or(|v| v != "13")
+        {
+            return Err(Failure::BadRequest(
+                "only WebSocket version 13 is supported".into(),
+            ));
         }
         return choose(websocket, &header::SEC_WEBSOCKET_PROTOCOL).map(Kind::WebSocket);
     }
@@ -61,7 +72,11 @@ pub(super) fn negotiate(
 
 fn offers(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
-    values.flat_map(|v| v.split(',')).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty()).collect()
+    values
+        .flat_map(|v| v.split(','))
+        .map(|v| v.trim().to_owned())
+        .filter(|v| !v.is_empty())
+        .collect()
 }
 
 /// Answers `101 Switching Protocols` and runs `then` on the connection that follows.

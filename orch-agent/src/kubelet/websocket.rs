@@ -31,7 +31,10 @@ const CLOSE: u8 = 255;
 
 /// Takes over a connection whose handshake is done.
 pub(super) async fn open<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> WebSocketStream<T> {
-    let config = WebSocketConfig::default().read_buffer_size(16 << 10).write_buffer_size(0).max_message_size(Some(1 << 20));
+    let config = WebSocketConfig::default()
+        .read_buffer_size(16 << 10)
+        .write_buffer_size(0)
+        .max_message_size(Some(1 << 20));
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
 }
 
@@ -129,11 +132,7 @@ where
         let inward = async {
             while let Some(Ok(message)) = source.next().await {
                 match message {
-                    Message::Binary(bytes) => {
-                        if write.write_all(&bytes).await.is_err() {
-                            return;
-                        }
-                    }
+                    Message::Binary(bytes) if write.write_all(&bytes).await.is_err() => return,
                     Message::Close(_) => break,
                     _ => {}
                 }

@@ -127,7 +127,10 @@ pub fn own_usage() -> OwnUsage {
 pub fn pids() -> (u64, u64) {
     let max = line("/proc/sys/kernel/pid_max").parse().unwrap_or(32_768);
     // The fourth field of loadavg is running/existing scheduling entities.
-    let existing = line("/proc/loadavg").split_whitespace().nth(3).and_then(|f| f.split_once('/')?.1.parse().ok());
+    let existing = line("/proc/loadavg")
+        .split_whitespace()
+        .nth(3)
+        .and_then(|f| f.split_once('/')?.1.parse().ok());
     (max, existing.unwrap_or(0))
 }
 
@@ -158,8 +161,12 @@ fn architecture() -> &'static str {
 
 /// A value of `/proc/meminfo` or `/proc/PID/status` in bytes; 0 when it is not there.
 fn meminfo(text: &str, name: &str) -> u64 {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let kilobytes = value.and_then(|v| v.trim().strip_suffix("kB")).and_then(|v| v.trim().parse::<u64>().ok());
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kilobytes = value
+        .and_then(|v| v.trim().strip_suffix("kB"))
+        .and_then(|v| v.trim().parse::<u64>().ok());
     kilobytes.unwrap_or(0) * 1024
 }
 
@@ -181,10 +188,16 @@ mod tests {
 
     #[test]
     fn reads_the_formats_of_proc() {
-        assert_eq!(meminfo("MemFree: 1 kB\nMemTotal:       16 kB\n", "MemTotal"), 16 << 10);
+        assert_eq!(
+            meminfo("MemFree: 1 kB\nMemTotal:       16 kB\n", "MemTotal"),
+            16 << 10
+        );
         assert_eq!(meminfo("MemTotalX: 16 kB\n", "MemTotal"), 0);
         assert_eq!(busy_ticks("cpu  1 2 4 1000 1000 8 16 32 64 0\ncpu0 1"), 63);
-        assert_eq!(os_image("ID=debian\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
+        assert_eq!(
+            os_image("ID=debian\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"),
+            "Debian GNU/Linux 12"
+        );
         assert_eq!(os_image(""), "Linux");
     }
 

@@ -50,7 +50,10 @@ async fn renew(leases: &Api<Lease>, name: &str, node: &Node) -> kube::Result<()>
     let now = MicroTime(Timestamp::now());
     // Only this agent writes the lease, so there is nothing that a blind patch could overwrite.
     let patch = json!({"spec": {"renewTime": now, "holderIdentity": name, "leaseDurationSeconds": DURATION}});
-    match leases.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+    match leases
+        .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+    {
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         other => return other.map(drop),
     }

@@ -76,7 +76,15 @@ impl Registrar {
         dataplane: Arc<Dataplane>,
     ) -> Self {
         let nodes = Api::all(client.clone());
-        Self { config, machine: Machine::read(), client, nodes, cluster, runtime, dataplane }
+        Self {
+            config,
+            machine: Machine::read(),
+            client,
+            nodes,
+            cluster,
+            runtime,
+            dataplane,
+        }
     }
 
     /// Creates the node, or finds it and sets its labels; retries for as long as the API server cannot be reached.
@@ -91,7 +99,9 @@ impl Registrar {
                 Err(kube::Error::Api(status)) if matches!(status.code, 400 | 401 | 403 | 422) => {
                     return Err(kube::Error::Api(status));
                 }
-                Err(error) => tracing::warn!(error = %crate::chain(&error), "cannot register the node yet, retrying"),
+                Err(error) => {
+                    tracing::warn!(error = %crate::chain(&error), "cannot register the node yet, retrying")
+                }
             }
             sleep(pause).await;
             pause = (pause * 2).min(RETRY.1);
@@ -112,7 +122,9 @@ impl Registrar {
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 let labels: serde_json::Map<_, _> = labels.into_iter().map(|(k, v)| (k, v.into())).collect();
                 let patch = json!({"metadata": {"labels": labels}});
-                self.nodes.patch(&self.config.name, &PatchParams::default(), &Patch::Merge(&patch)).await
+                self.nodes
+                    .patch(&self.config.name, &PatchParams::default(), &Patch::Merge(&patch))
+                    .await
             }
             other => other,
         }
@@ -124,7 +136,9 @@ impl Registrar {
             ("kubernetes.io/os", "linux"),
             ("kubernetes.io/arch", self.machine.architecture),
         ];
-        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let own = own
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
         own.chain(self.config.labels.iter().cloned()).collect()
     }
 
@@ -164,7 +178,11 @@ impl Registrar {
                 }
             }
             // Until there is a pod CIDR, the node's own object is what is waited for.
-            let pause = sleep(if written.is_some() { LOOK } else { Duration::from_secs(1) });
+            let pause = sleep(if written.is_some() {
+                LOOK
+            } else {
+                Duration::from_secs(1)
+            });
             tokio::select! {
                 () = pause => {}
                 _ = changed.changed(), if cidr.is_none() => {}
@@ -179,7 +197,8 @@ impl Registrar {
         }
         let not_ready = |reason: String| Some(format!("container runtime network not ready: {reason}"));
         let found = self.cluster.nodes.state().into_iter().find_map(|node| {
-            (node.metadata.name.as_deref() == Some(&self.config.name)).then(|| node.spec.as_ref()?.pod_cidr.clone())?
+            (node.metadata.name.as_deref() == Some(&self.config.name))
+                .then(|| node.spec.as_ref()?.pod_cidr.clone())?
         });
         let Some(found) = found else {
             return not_ready("the node has no pod CIDR yet".into());
@@ -236,7 +255,10 @@ impl Registrar {
             // Somebody has deleted it: a node that lives comes back.
             None => self.create_or_label().await?,
         };
-        let before = before.status.and_then(|status| status.conditions).unwrap_or_default();
+        let before = before
+            .status
+            .and_then(|status| status.conditions)
+            .unwrap_or_default();
         let described = Described {
             name: name.clone(),
             ip: self.config.ip,
@@ -251,6 +273,9 @@ impl Registrar {
             info.container_runtime_version = "containerd://unknown".into();
         }
         let patch = json!({"status": status});
-        self.nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+        self.nodes
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .map(drop)
     }
 }

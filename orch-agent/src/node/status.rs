@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
-        ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
+        ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+        NodeSystemInfo,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time},
 };
@@ -58,7 +59,10 @@ pub(super) fn build(
     before: &[NodeCondition],
     now: Timestamp,
 ) -> NodeStatus {
-    let address = |kind: &str, address: String| NodeAddress { type_: kind.into(), address };
+    let address = |kind: &str, address: String| NodeAddress {
+        type_: kind.into(),
+        address,
+    };
     let mut images = observed.images.clone();
     images.sort_by_key(|image| std::cmp::Reverse(image.size_bytes));
     images.truncate(MAX_IMAGES);
@@ -67,11 +71,21 @@ pub(super) fn build(
             address("InternalIP", described.ip.to_string()),
             address("Hostname", described.name.clone()),
         ]),
-        capacity: Some(resources(described, machine, observed, Reserved { cpu_millis: 0, memory: 0 })),
+        capacity: Some(resources(
+            described,
+            machine,
+            observed,
+            Reserved {
+                cpu_millis: 0,
+                memory: 0,
+            },
+        )),
         allocatable: Some(resources(described, machine, observed, described.reserved)),
         conditions: Some(conditions(observed, before, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
-            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(described.port) }),
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: i32::from(described.port),
+            }),
         }),
         images: Some(images),
         node_info: Some(NodeSystemInfo {
@@ -98,24 +112,40 @@ fn resources(
     held_back: Reserved,
 ) -> BTreeMap<String, Quantity> {
     let cpu = (machine.cpus * 1000).saturating_sub(held_back.cpu_millis);
-    let cpu = if cpu % 1000 == 0 { (cpu / 1000).to_string() } else { format!("{cpu}m") };
+    let cpu = if cpu.is_multiple_of(1000) {
+        (cpu / 1000).to_string()
+    } else {
+        format!("{cpu}m")
+    };
     let memory = machine.memory.saturating_sub(held_back.memory) / 1024;
     BTreeMap::from([
         ("cpu".to_owned(), Quantity(cpu)),
         ("memory".to_owned(), Quantity(format!("{memory}Ki"))),
-        ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", observed.disk.total / 1024))),
+        (
+            "ephemeral-storage".to_owned(),
+            Quantity(format!("{}Ki", observed.disk.total / 1024)),
+        ),
         ("pods".to_owned(), Quantity(described.max_pods.to_string())),
     ])
 }
 
 fn conditions(observed: &Observed, before: &[NodeCondition], now: Timestamp) -> Vec<NodeCondition> {
     let ready = if observed.problems.is_empty() {
-        ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned())
+        (
+            "Ready",
+            true,
+            "KubeletReady",
+            "kubelet is posting ready status".to_owned(),
+        )
     } else {
         ("Ready", false, "KubeletNotReady", observed.problems.join(", "))
     };
     let pressure = |kind, on: bool, what: &str, yes, no| {
-        let message = if on { format!("kubelet has {what} pressure") } else { format!("kubelet has no {what} pressure") };
+        let message = if on {
+            format!("kubelet has {what} pressure")
+        } else {
+            format!("kubelet has no {what} pressure")
+        };
         (kind, on, if on { yes } else { no }, message)
     };
     let memory = observed.available_memory < MEMORY_FLOOR;
@@ -125,9 +155,27 @@ fn conditions(observed: &Observed, before: &[NodeCondition], now: Timestamp) -> 
     let (max, used) = observed.pids;
     let pids = used > max / 10 * 9;
     let ours = [
-        pressure("MemoryPressure", memory, "memory", "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory"),
-        pressure("DiskPressure", disk, "disk", "KubeletHasDiskPressure", "KubeletHasNoDiskPressure"),
-        pressure("PIDPressure", pids, "PID", "KubeletHasInsufficientPID", "KubeletHasSufficientPID"),
+        pressure(
+            "MemoryPressure",
+            memory,
+            "memory",
+            "KubeletHasInsufficientMemory",
+            "KubeletHasSufficientMemory",
+        ),
+        pressure(
+            "DiskPressure",
+            disk,
+            "disk",
+            "KubeletHasDiskPressure",
+            "KubeletHasNoDiskPressure",
+        ),
+        pressure(
+            "PIDPressure",
+            pids,
+            "PID",
+            "KubeletHasInsufficientPID",
+            "KubeletHasSufficientPID",
+        ),
         ready,
     ];
     let mine = |condition: &&NodeCondition| ours.iter().any(|(kind, ..)| *kind == condition.type_);
@@ -141,7 +189,9 @@ fn conditions(observed: &Observed, before: &[NodeCondition], now: Timestamp) -> 
             reason: Some((*reason).to_owned()),
             message: Some(message.clone()),
             last_heartbeat_time: Some(Time(now)),
-            last_transition_time: same.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
+            last_transition_time: same
+                .and_then(|c| c.last_transition_time.clone())
+                .or(Some(Time(now))),
         });
     }
     all
@@ -157,7 +207,12 @@ mod tests {
 
     fn healthy() -> Observed {
         Observed {
-            disk: Space { total: 100, available: 50, inodes: 100, inodes_free: 50 },
+            disk: Space {
+                total: 100,
+                available: 50,
+                inodes: 100,
+                inodes_free: 50,
+            },
             available_memory: 1 << 30,
             pids: (32_768, 100),
             ..Observed::default()
@@ -166,16 +221,29 @@ mod tests {
 
     #[test]
     fn a_change_of_readiness_moves_its_transition_and_nothing_else() {
-        let (first, second) = (Timestamp::from_second(100).unwrap(), Timestamp::from_second(200).unwrap());
-        let foreign = NodeCondition { type_: "NetworkUnavailable".into(), status: "False".into(), ..Default::default() };
-        let before = conditions(&healthy(), &[foreign.clone()], first);
+        let (first, second) = (
+            Timestamp::from_second(100).unwrap(),
+            Timestamp::from_second(200).unwrap(),
+        );
+        let foreign = NodeCondition {
+            type_: "NetworkUnavailable".into(),
+            status: "False".into(),
+            ..Default::default()
+        };
+        let before = conditions(&healthy(), std::slice::from_ref(&foreign), first);
         assert_eq!(before[0], foreign);
         assert_eq!(find(&before, "Ready").status, "True");
         assert_eq!(find(&before, "DiskPressure").status, "False");
-        let broken = Observed { problems: vec!["container runtime is down".into()], ..healthy() };
+        let broken = Observed {
+            problems: vec!["container runtime is down".into()],
+            ..healthy()
+        };
         let after = conditions(&broken, &before, second);
         let ready = find(&after, "Ready");
-        assert_eq!((ready.status.as_str(), ready.message.as_deref()), ("False", Some("container runtime is down")));
+        assert_eq!(
+            (ready.status.as_str(), ready.message.as_deref()),
+            ("False", Some("container runtime is down"))
+        );
         assert_eq!(ready.last_transition_time.as_ref().unwrap().0, second);
         let memory = find(&after, "MemoryPressure");
         assert_eq!(memory.last_transition_time.as_ref().unwrap().0, first);
@@ -190,13 +258,32 @@ mod tests {
             ip: [10, 0, 0, 1].into(),
             port: 10250,
             max_pods: 110,
-            reserved: Reserved { cpu_millis: 100, memory: 1 << 20 },
+            reserved: Reserved {
+                cpu_millis: 100,
+                memory: 1 << 20,
+            },
         };
-        let machine = Machine { cpus: 2, memory: 8 << 20, ..Machine::default() };
-        let status = build(&described, &machine, &healthy(), &[], Timestamp::from_second(1).unwrap());
+        let machine = Machine {
+            cpus: 2,
+            memory: 8 << 20,
+            ..Machine::default()
+        };
+        let status = build(
+            &described,
+            &machine,
+            &healthy(),
+            &[],
+            Timestamp::from_second(1).unwrap(),
+        );
         let (capacity, allocatable) = (status.capacity.unwrap(), status.allocatable.unwrap());
-        assert_eq!((capacity["cpu"].0.as_str(), allocatable["cpu"].0.as_str()), ("2", "1900m"));
-        assert_eq!((capacity["memory"].0.as_str(), allocatable["memory"].0.as_str()), ("8192Ki", "7168Ki"));
+        assert_eq!(
+            (capacity["cpu"].0.as_str(), allocatable["cpu"].0.as_str()),
+            ("2", "1900m")
+        );
+        assert_eq!(
+            (capacity["memory"].0.as_str(), allocatable["memory"].0.as_str()),
+            ("8192Ki", "7168Ki")
+        );
         assert_eq!(allocatable["pods"].0, "110");
     }
 }

@@ -11,8 +11,16 @@ const WORDS: &str = "options head post put delete trace accept accept-charset ac
     upgrade user-agent vary via warning www-authenticate method get status";
 
 /// The same, for entries that hold a space or follow one that does.
-const MORE_WORDS: [&str; 8] =
-    ["200 OK", "version", "HTTP/1.1", "url", "public", "set-cookie", "keep-alive", "origin"];
+const MORE_WORDS: [&str; 8] = [
+    "200 OK",
+    "version",
+    "HTTP/1.1",
+    "url",
+    "public",
+    "set-cookie",
+    "keep-alive",
+    "origin",
+];
 
 /// The rest, which has no lengths.
 const TAIL: &str = concat!(

@@ -113,7 +113,11 @@ pub fn parse(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
     let mut body = buffer.split_to(length).freeze();
     let fin = flags & FLAG_FIN != 0;
     if !control {
-        return Ok(Some(Frame::Data { stream: first, fin, payload: body }));
+        return Ok(Some(Frame::Data {
+            stream: first,
+            fin,
+            payload: body,
+        }));
     }
     let kind = first as u16;
     let word = |body: &mut Bytes| body.try_get_u32().map_err(|_| FrameError::Short(kind));
@@ -124,13 +128,31 @@ pub fn parse(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
             // The associated stream, then priority and slot.
             word(&mut body)?;
             body.try_get_u16().map_err(|_| FrameError::Short(kind))?;
-            Frame::SynStream { stream, fin, block: body }
+            Frame::SynStream {
+                stream,
+                fin,
+                block: body,
+            }
         }
-        SYN_REPLY => Frame::SynReply { stream: stream(&mut body)?, fin, block: body },
-        HEADERS => Frame::Headers { stream: stream(&mut body)?, fin, block: body },
-        RST_STREAM => Frame::Reset { stream: stream(&mut body)?, status: word(&mut body)? },
+        SYN_REPLY => Frame::SynReply {
+            stream: stream(&mut body)?,
+            fin,
+            block: body,
+        },
+        HEADERS => Frame::Headers {
+            stream: stream(&mut body)?,
+            fin,
+            block: body,
+        },
+        RST_STREAM => Frame::Reset {
+            stream: stream(&mut body)?,
+            status: word(&mut body)?,
+        },
         PING => Frame::Ping(word(&mut body)?),
-        GOAWAY => Frame::GoAway { last: stream(&mut body)?, status: word(&mut body)? },
+        GOAWAY => Frame::GoAway {
+            last: stream(&mut body)?,
+            status: word(&mut body)?,
+        },
         other => Frame::Other(other),
     };
     Ok(Some(frame))

@@ -39,11 +39,16 @@ impl Inflater {
             // What was consumed is never more than the block, which is in memory.
             let used = (self.0.total_in() - start) as usize;
             let before = out.len();
-            match self.0.decompress_vec(&block[used..], &mut out, FlushDecompress::Sync) {
+            match self
+                .0
+                .decompress_vec(&block[used..], &mut out, FlushDecompress::Sync)
+            {
                 Ok(Status::StreamEnd) => break,
                 Ok(_) => {}
                 Err(error) if error.needs_dictionary().is_some() => {
-                    self.0.set_dictionary(&DICTIONARY).map_err(|e| HeaderError(e.to_string()))?;
+                    self.0
+                        .set_dictionary(&DICTIONARY)
+                        .map_err(|e| HeaderError(e.to_string()))?;
                     continue;
                 }
                 Err(error) => return Err(HeaderError(error.to_string())),
@@ -68,7 +73,9 @@ pub(super) struct Deflater(Compress);
 impl Deflater {
     pub(super) fn new() -> Result<Self, HeaderError> {
         let mut compress = Compress::new(Compression::fast(), true);
-        compress.set_dictionary(&DICTIONARY).map_err(|e| HeaderError(e.to_string()))?;
+        compress
+            .set_dictionary(&DICTIONARY)
+            .map_err(|e| HeaderError(e.to_string()))?;
         Ok(Self(compress))
     }
 

@@ -73,7 +73,10 @@ impl Session {
     {
         let (read, write) = tokio::io::split(io);
         let deflater = Deflater::new().map_err(io::Error::other)?;
-        let writer: Writer = Arc::new(Mutex::new(Output { io: Box::new(write), deflater }));
+        let writer: Writer = Arc::new(Mutex::new(Output {
+            io: Box::new(write),
+            deflater,
+        }));
         let (opened, streams) = mpsc::channel(16);
         let replies = writer.clone();
         let reader = tokio::spawn(async move {
@@ -81,7 +84,11 @@ impl Session {
                 tracing::debug!(%error, "SPDY connection ended");
             }
         });
-        Ok(Self { streams, writer, reader })
+        Ok(Self {
+            streams,
+            writer,
+            reader,
+        })
     }
 
     /// The next stream, `None` when the client is gone.
@@ -113,7 +120,12 @@ impl StreamWriter {
         let mut rest = bytes;
         while !rest.is_empty() {
             let payload = rest.split_to(rest.len().min(CHUNK));
-            self.frame(&Frame::Data { stream: self.id, fin: false, payload }).await?;
+            self.frame(&Frame::Data {
+                stream: self.id,
+                fin: false,
+                payload,
+            })
+            .await?;
         }
         Ok(())
     }
@@ -123,7 +135,12 @@ impl StreamWriter {
     /// # Errors
     /// When the connection is broken.
     pub async fn finish(&self) -> io::Result<()> {
-        self.frame(&Frame::Data { stream: self.id, fin: true, payload: Bytes::new() }).await
+        self.frame(&Frame::Data {
+            stream: self.id,
+            fin: true,
+            payload: Bytes::new(),
+        })
+        .await
     }
 
     /// Ends the stream, both ways.
@@ -131,7 +148,11 @@ impl StreamWriter {
     /// # Errors
     /// When the connection is broken.
     pub async fn reset(&self) -> io::Result<()> {
-        self.frame(&Frame::Reset { stream: self.id, status: CANCEL }).await
+        self.frame(&Frame::Reset {
+            stream: self.id,
+            status: CANCEL,
+        })
+        .await
     }
 
     async fn frame(&self, frame: &Frame) -> io::Result<()> {
@@ -155,18 +176,40 @@ async fn receive(
                     inputs.retain(|_, input| !input.is_closed());
                     let mut output = writer.lock().await;
                     if stream % 2 == 0 || inputs.contains_key(&stream) || inputs.len() >= MAX_STREAMS {
-                        output.send(&Frame::Reset { stream, status: REFUSED }).await?;
+                        output
+                            .send(&Frame::Reset {
+                                stream,
+                                status: REFUSED,
+                            })
+                            .await?;
                         continue;
                     }
                     let block = output.deflater.write(&Headers::new()).map_err(io::Error::other)?;
-                    output.send(&Frame::SynReply { stream, fin: false, block }).await?;
+                    output
+                        .send(&Frame::SynReply {
+                            stream,
+                            fin: false,
+                            block,
+                        })
+                        .await?;
                     drop(output);
                     let (send, input) = mpsc::channel(BACKLOG);
                     if !fin {
                         inputs.insert(stream, send);
                     }
-                    let output = StreamWriter { id: stream, writer: writer.clone() };
-                    if opened.send(Stream { headers, input, output }).await.is_err() {
+                    let output = StreamWriter {
+                        id: stream,
+                        writer: writer.clone(),
+                    };
+                    if opened
+                        .send(Stream {
+                            headers,
+                            input,
+                            output,
+                        })
+                        .await
+                        .is_err()
+                    {
                         return Ok(());
                     }
                 }

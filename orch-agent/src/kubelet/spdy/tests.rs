@@ -18,10 +18,26 @@ fn bytes() -> impl Strategy<Value = Bytes> {
 fn frame() -> impl Strategy<Value = Frame> {
     let id = 0..0x8000_0000u32;
     prop_oneof![
-        (id.clone(), any::<bool>(), bytes()).prop_map(|(stream, fin, payload)| Frame::Data { stream, fin, payload }),
-        (id.clone(), any::<bool>(), bytes()).prop_map(|(stream, fin, block)| Frame::SynStream { stream, fin, block }),
-        (id.clone(), any::<bool>(), bytes()).prop_map(|(stream, fin, block)| Frame::SynReply { stream, fin, block }),
-        (id.clone(), any::<bool>(), bytes()).prop_map(|(stream, fin, block)| Frame::Headers { stream, fin, block }),
+        (id.clone(), any::<bool>(), bytes()).prop_map(|(stream, fin, payload)| Frame::Data {
+            stream,
+            fin,
+            payload
+        }),
+        (id.clone(), any::<bool>(), bytes()).prop_map(|(stream, fin, block)| Frame::SynStream {
+            stream,
+            fin,
+            block
+        }),
+        (id.clone(), any::<bool>(), bytes()).prop_map(|(stream, fin, block)| Frame::SynReply {
+            stream,
+            fin,
+            block
+        }),
+        (id.clone(), any::<bool>(), bytes()).prop_map(|(stream, fin, block)| Frame::Headers {
+            stream,
+            fin,
+            block
+        }),
         (id.clone(), any::<u32>()).prop_map(|(stream, status)| Frame::Reset { stream, status }),
         any::<u32>().prop_map(Frame::Ping),
         (id, any::<u32>()).prop_map(|(last, status)| Frame::GoAway { last, status }),
@@ -82,7 +98,7 @@ fn other_versions_and_huge_frames_are_refused() {
     assert_eq!(parse(&mut old), Err(FrameError::Version(2)));
     let mut huge = BytesMut::from(&[0, 0, 0, 1, 0, 0xff, 0xff, 0xff][..]);
     assert_eq!(parse(&mut huge), Err(FrameError::TooLarge(0xff_ffff)));
-    assert!(MAX_FRAME < 0xff_ffff);
+    const { assert!(MAX_FRAME < 0xff_ffff) };
 }
 
 #[tokio::test]
@@ -91,8 +107,16 @@ async fn a_session_accepts_feeds_and_answers_streams() {
     let mut session = Session::start(server).unwrap();
     let mut deflater = Deflater::new().unwrap();
     let headers = Headers::from([("streamtype".to_owned(), "stdin".to_owned())]);
-    let syn = Frame::SynStream { stream: 1, fin: false, block: deflater.write(&headers).unwrap() };
-    let data = Frame::Data { stream: 1, fin: true, payload: Bytes::from_static(b"hello") };
+    let syn = Frame::SynStream {
+        stream: 1,
+        fin: false,
+        block: deflater.write(&headers).unwrap(),
+    };
+    let data = Frame::Data {
+        stream: 1,
+        fin: true,
+        payload: Bytes::from_static(b"hello"),
+    };
     for frame in [syn, Frame::Ping(7), data] {
         client.write_all(&frame.to_bytes()).await.unwrap();
     }
@@ -110,9 +134,33 @@ async fn a_session_accepts_feeds_and_answers_streams() {
     while let Some(frame) = parse(&mut buffer).unwrap() {
         frames.push(frame);
     }
-    assert!(matches!(frames[0], Frame::SynReply { stream: 1, fin: false, .. }), "{frames:?}");
+    assert!(
+        matches!(
+            frames[0],
+            Frame::SynReply {
+                stream: 1,
+                fin: false,
+                ..
+            }
+        ),
+        "{frames:?}"
+    );
     assert_eq!(frames[1], Frame::Ping(7));
-    assert_eq!(frames[2], Frame::Data { stream: 1, fin: false, payload: Bytes::from_static(b"bye") });
-    assert_eq!(frames[3], Frame::Data { stream: 1, fin: true, payload: Bytes::new() });
+    assert_eq!(
+        frames[2],
+        Frame::Data {
+            stream: 1,
+            fin: false,
+            payload: Bytes::from_static(b"bye")
+        }
+    );
+    assert_eq!(
+        frames[3],
+        Frame::Data {
+            stream: 1,
+            fin: true,
+            payload: Bytes::new()
+        }
+    );
     assert_eq!(frames[4], Frame::GoAway { last: 0, status: 0 });
 }
