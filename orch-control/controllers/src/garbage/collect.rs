@@ -146,7 +146,8 @@ impl Collector {
                 .iter()
                 .filter(|o| !owners.contains(&o.uid.as_str()))
                 .collect();
-            (kept.len() < references.len()).then(|| json!({ "ownerReferences": kept }))
+            let gone = kept.len() < references.len();
+            gone.then(|| json!({ "ownerReferences": (!kept.is_empty()).then_some(kept) }))
         })
         .await
     }
@@ -155,7 +156,8 @@ impl Collector {
         self.change(node, |object| {
             let all = object.metadata.finalizers.clone().unwrap_or_default();
             let kept: Vec<_> = all.iter().filter(|f| *f != finalizer).collect();
-            (kept.len() < all.len()).then(|| json!({ "finalizers": kept }))
+            let gone = kept.len() < all.len();
+            gone.then(|| json!({ "finalizers": (!kept.is_empty()).then_some(kept) }))
         })
         .await
     }
