@@ -65,8 +65,8 @@ pub enum RunError {
         source: io::Error,
     },
     /// containerd cannot be used.
-    #[error("{0}: is containerd running, and is --containerd its socket?")]
-    Runtime(#[source] orch_runtime::RuntimeError),
+    #[error("{0}; is containerd running, and is --containerd its socket?")]
+    Runtime(String),
     /// The data plane cannot start.
     #[error("cannot start the data plane: {0}")]
     Dataplane(#[from] orch_dataplane::DataplaneError),
@@ -135,7 +135,7 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
         ..RuntimeConfig::new(&args.containerd, &args.run_dir, executable)
     })
     .await
-    .map_err(RunError::Runtime)?;
+    .map_err(|error| RunError::Runtime(crate::chain(&error)))?;
     let dataplane = Dataplane::start(
         DataplaneConfig {
             node_name: args.node_name.clone(),
@@ -235,9 +235,8 @@ fn manager_config(args: &RunArgs, ip: IpAddr) -> ManagerConfig {
 
 /// Logs go to stderr; `RUST_LOG` says which.
 fn init_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        tracing_subscriber::EnvFilter::new("info,kube=warn,hyper=warn,hickory_server=warn")
-    });
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off,hickory_server=warn"));
     let ansi = io::IsTerminal::is_terminal(&io::stderr());
     // Fails only where a logger is set already, as in tests.
     let _ = tracing_subscriber::fmt()
