@@ -248,3 +248,7 @@ pub fn remote_nodes<'a>(nodes: impl IntoIterator<Item = &'a Node>, node_name: &s
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;

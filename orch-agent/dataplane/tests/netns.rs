@@ -1,4 +1,5 @@
 //! A node in a namespace, two pods, a second node and a client outside: real packets through the real programs.
+#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
 mod support;
 

@@ -1,7 +1,10 @@
 //! Entry points of the eBPF programs.
 #![no_std]
 #![no_main]
-#![expect(missing_docs, reason = "the entry macros make functions that do not carry the docs written here")]
+#![expect(
+    missing_docs,
+    reason = "the entry macros make functions that do not carry the docs written here"
+)]
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
