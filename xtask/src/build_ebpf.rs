@@ -149,8 +149,8 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 fn report(object: &Path) -> Result<()> {
     let bytes = fs::read(object).with_context(|| format!("failed to read {}", object.display()))?;
     println!("{}: {} KiB", object.display(), bytes.len() / 1024);
-    for (section, size) in programs(&bytes) {
-        println!("  {section:<22} {:>5} instructions", size / INSTRUCTION);
+    for (name, size) in programs(&bytes) {
+        println!("  {name:<16} {:>5} instructions", size / INSTRUCTION);
     }
     Ok(())
 }
@@ -158,9 +158,12 @@ fn report(object: &Path) -> Result<()> {
 /// Bytes of one BPF instruction.
 const INSTRUCTION: u64 = 8;
 
-/// Name and size of every section that holds a program, from an ELF64 little-endian file.
+/// Name and size of every global function, from the symbol table of an ELF64 little-endian file (gABI chapter 4).
 fn programs(bytes: &[u8]) -> Vec<(String, u64)> {
-    const HEADER: usize = 64;
+    const SECTION: usize = 64;
+    const SYMBOL: usize = 24;
+    const SYMBOL_TABLE: u64 = 2;
+    const GLOBAL_FUNCTION: u64 = 0x12;
     let word = |offset: usize, length: usize| -> Option<u64> {
         let part = bytes.get(offset..offset.checked_add(length)?)?;
         Some(
@@ -172,22 +175,25 @@ fn programs(bytes: &[u8]) -> Vec<(String, u64)> {
     let read = || -> Option<Vec<(String, u64)>> {
         let table = word(0x28, 8)? as usize;
         let count = word(0x3c, 2)? as usize;
-        let names = word(table + HEADER * word(0x3e, 2)? as usize + 0x18, 8)? as usize;
         let mut found = Vec::new();
-        for index in 0..count {
-            let section = table + index * HEADER;
-            let start = names + word(section, 4)? as usize;
-            let name: Vec<u8> = bytes
-                .get(start..)?
-                .iter()
-                .copied()
-                .take_while(|byte| *byte != 0)
-                .collect();
-            let name = String::from_utf8_lossy(&name).into_owned();
-            let executable = word(section + 8, 8)? & 4 != 0;
-            let size = word(section + 0x20, 8)?;
-            if executable && size > 0 {
-                found.push((name, size));
+        for section in (0..count).map(|index| table + index * SECTION) {
+            if word(section + 4, 4)? != SYMBOL_TABLE {
+                continue;
+            }
+            let names = word(table + SECTION * word(section + 0x28, 4)? as usize + 0x18, 8)? as usize;
+            let first = word(section + 0x18, 8)? as usize;
+            let last = first + word(section + 0x20, 8)? as usize;
+            for symbol in (first..last).step_by(SYMBOL) {
+                if word(symbol + 4, 1)? == GLOBAL_FUNCTION {
+                    let start = names + word(symbol, 4)? as usize;
+                    let name: Vec<u8> = bytes
+                        .get(start..)?
+                        .iter()
+                        .copied()
+                        .take_while(|byte| *byte != 0)
+                        .collect();
+                    found.push((String::from_utf8_lossy(&name).into_owned(), word(symbol + 16, 8)?));
+                }
             }
         }
         Some(found)
