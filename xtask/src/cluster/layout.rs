@@ -49,6 +49,22 @@ pub fn log(name: &str) -> PathBuf {
     state_dir().join("logs").join(format!("{name}.log"))
 }
 
+/// Builds are optimised, unless `ORCH_PROFILE=dev` asks for a quick edit and run.
+pub fn is_optimised() -> bool {
+    std::env::var_os("ORCH_PROFILE").is_none_or(|profile| profile != "dev")
+}
+
+/// One of orch's programs, as `up` builds it.
+pub fn program(name: &str) -> PathBuf {
+    run::root()
+        .join(if is_optimised() {
+            "target/release"
+        } else {
+            "target/debug"
+        })
+        .join(name)
+}
+
 /// One node of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {

@@ -43,7 +43,7 @@ pub fn agent(node: Node) -> Daemon {
         name: format!("{}-agent", node.name()),
         cgroup: format!("{}/system", node.cgroup()),
         netns: Some(node.netns()),
-        program: run::root().join("target/release/orch-agent"),
+        program: layout::program("orch-agent"),
         args: std::iter::once("run".to_owned())
             .chain(
                 args.into_iter()
@@ -90,10 +90,7 @@ disabled_plugins = [
     // An identity of an older cluster would be refused: it is only as good as the CA that signed it.
     let ca = fs::read(layout::control_dir().join("pki/ca.crt")).context("failed to read the cluster's CA")?;
     if fs::read(dir.join("ca.crt")).ok() != Some(ca) || !dir.join("kubeconfig").exists() {
-        let mut issue = run::command(
-            &path(&run::root().join("target/release/orch-control")),
-            ["issue-node"],
-        );
+        let mut issue = run::command(&path(&layout::program("orch-control")), ["issue-node"]);
         issue
             .arg("--data-dir")
             .arg(layout::control_dir())

@@ -113,7 +113,7 @@ pub fn control(state: &State) -> Daemon {
         name: "control".into(),
         cgroup: format!("{}/control", layout::CGROUP),
         netns: None,
-        program: run::root().join("target/release/orch-control"),
+        program: layout::program("orch-control"),
         args,
         env: vec![],
     }
@@ -161,7 +161,7 @@ fn choose_store(state: &mut State, wanted: Option<Store>, running: bool) -> Resu
     Ok(())
 }
 
-/// Builds the programs and both binaries, optimised.
+/// Builds the programs and both binaries.
 ///
 /// # Errors
 /// When a build fails.
@@ -169,11 +169,11 @@ pub fn build() -> Result<()> {
     let step = term::step("building the eBPF programs");
     build_ebpf::build()?;
     step.done();
-    let step = term::step("building orch-control and orch-agent (release; the first time takes minutes)");
-    let mut cargo = run::command(
-        "cargo",
-        ["build", "--release", "-p", "orch-control", "-p", "orch-agent"],
-    );
+    let step = term::step("building orch-control and orch-agent (the first time takes minutes)");
+    let mut cargo = run::command("cargo", ["build", "-p", "orch-control", "-p", "orch-agent"]);
+    if layout::is_optimised() {
+        cargo.arg("--release");
+    }
     run::show(cargo.current_dir(run::root()))?;
     step.done();
     Ok(())
