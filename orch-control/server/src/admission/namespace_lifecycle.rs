@@ -16,16 +16,11 @@ pub(super) async fn admit(attempt: &mut Attempt<'_>) -> Result<(), ApiError> {
         return Ok(());
     }
     let namespaces = call.state.core("namespaces")?;
-    let namespace = match namespaces.get_value("", &call.namespace) {
-        Some(namespace) => namespace,
-        // It may have been created a moment ago.
-        None => {
-            namespaces.fresh().await?;
-            namespaces
-                .get_value("", &call.namespace)
-                .ok_or_else(|| ApiError::not_found(namespaces.kind, &call.namespace))?
-        }
-    };
+    // It may have been created, or deleted, a moment ago.
+    namespaces.fresh().await?;
+    let namespace = namespaces
+        .get_value("", &call.namespace)
+        .ok_or_else(|| ApiError::not_found(namespaces.kind, &call.namespace))?;
     if is_going(&namespace) {
         let detail = format!(
             "unable to create new content in namespace {} because it is being terminated",
