@@ -1,4 +1,7 @@
-//! Bodies to objects: JSON and YAML, with the duplicate fields that strict decoding reports.
+//! Bodies to objects: JSON, YAML and protobuf, with the duplicate fields that strict decoding reports.
+
+mod protobuf;
+mod wire;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -11,15 +14,16 @@ use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
 use crate::ApiError;
 
 /// The media types of bodies that are read.
-pub const ACCEPTED: [&str; 2] = ["application/json", "application/yaml"];
+pub const ACCEPTED: [&str; 3] = ["application/json", "application/yaml", protobuf::MEDIA_TYPE];
 
 /// Reads the body of a create or update. An empty media type means JSON, as in Kubernetes.
 ///
-/// The second part lists findings such as `duplicate field "spec.a"`; the last value wins.
+/// The second part lists findings such as `duplicate field "spec.a"`; the last value wins. Protobuf has none.
 pub fn decode(body: &[u8], content_type: &str) -> Result<(Value, Vec<String>), ApiError> {
     match media_type(content_type).as_str() {
         "" | "application/json" => json(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => yaml(body),
+        protobuf::MEDIA_TYPE => Ok((protobuf::decode(body)?, Vec::new())),
         _ => Err(ApiError::unsupported_media_type(&ACCEPTED)),
     }
 }
@@ -245,7 +249,8 @@ mod tests {
             (b"\xff", "application/yaml", 400),
             (b"a: b: c\n  - d", "application/yaml", 400),
             (b"a: [1,", "application/yaml", 400),
-            (b"{}", "application/vnd.kubernetes.protobuf", 415),
+            (b"{}", "application/vnd.kubernetes.protobuf", 400),
+            (b"{}", "application/cbor", 415),
         ] {
             assert_eq!(
                 decode(body, media).unwrap_err().code(),

@@ -2,6 +2,7 @@
 
 mod check;
 pub mod definitions;
+pub(crate) mod numbers;
 
 use serde_json::Value;
 
