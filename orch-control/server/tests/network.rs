@@ -1,4 +1,5 @@
 //! Over TLS: kubectl as people use it, and what passes through to a kubelet.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The object path, over the router and over an in-process kube client.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod common;
 

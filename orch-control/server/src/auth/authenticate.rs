@@ -76,9 +76,10 @@ pub async fn service_account(
             .and_then(|collection| collection.get_value(namespace, name))
             .is_some_and(|object| object["metadata"]["uid"] == uid)
     };
-    if let Ok(accounts) = state.core("serviceaccounts") {
-        // A token may be shown right after its account was made.
-        accounts.fresh().await.map_err(|error| error.to_string())?;
+    // What it is bound to may have been made, or deleted, a moment ago.
+    for plural in ["serviceaccounts", "pods", "secrets"] {
+        let fresh = async { state.core(plural)?.fresh().await };
+        fresh.await.map_err(|error| error.to_string())?;
     }
     if !alive(
         "serviceaccounts",

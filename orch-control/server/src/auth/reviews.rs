@@ -19,6 +19,8 @@ pub async fn create(call: &Call, mut body: Value, findings: &[String]) -> Result
     let kind = call.kind;
     meta::check_type(&mut body, kind.group, kind.version, kind.kind)?;
     call.warn(schema::check_body(kind, &mut body, call.validation, findings)?);
+    // Nodes' rights depend on their pods.
+    call.state.core("pods")?.fresh().await?;
     match kind.kind {
         "SelfSubjectReview" => {
             meta::metadata(&mut body).insert(

@@ -111,9 +111,12 @@ fn authorise(state: &State, user: &Identity, attributes: &Attributes) -> Result<
         detail = format!("{detail}: {reason}");
     }
     Err(match attributes {
-        Attributes::Resource { group, name, .. } => {
-            ApiError::forbidden_resource(group, &attributes.full_resource(), name, &detail)
-        }
+        Attributes::Resource {
+            group,
+            resource,
+            name,
+            ..
+        } => ApiError::forbidden_resource(group, resource, name, &detail),
         Attributes::Path { .. } => ApiError::forbidden_resource("", "", "", &detail),
     })
 }
@@ -137,6 +140,10 @@ async fn answer(
         name: text(&resource.name),
         field_selector: query.get("fieldSelector").unwrap_or_default().to_owned(),
     };
+    if user.node().is_some() {
+        // What a node may do depends on its pods, of which one may have been bound a moment ago.
+        state.core("pods")?.fresh().await?;
+    }
     authorise(state, &user, &attributes)?;
 
     let kind = Kind::find(&resource.group, &resource.version, &resource.resource)
