@@ -3,7 +3,7 @@
 //!
 //! A kind is a row of [`orch_api::KINDS`]; nothing here is written for one, except for what admission and the
 //! subresources of pods and services do. Left out for now, each refused in words: RBAC objects (rights are those of
-//! [`auth::authorize`]), protobuf bodies, server-side apply, pod and service `proxy`. One API server at a time may
+//! [`auth::authorize`]), protobuf answers, server-side apply, pod and service `proxy`. One API server at a time may
 //! run on a store: cluster IPs and node ports are dealt out from memory.
 
 pub mod admission;
