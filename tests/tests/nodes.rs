@@ -40,18 +40,20 @@ fn a_service_answers_udp_and_tcp_from_every_node() -> Result<()> {
         "apiVersion: v1\nkind: Service\nmetadata: { name: echo }\nspec: { selector: { app: server }, ports: \
          [{ name: tcp, port: 90, targetPort: 9000 }, { name: udp, port: 90, targetPort: 9000, protocol: UDP }] }\n",
     )?;
-    ns.shell(
-        "server",
-        "(busybox nc -ll -p 9000 -e cat &) ; (busybox nc -u -ll -p 9000 -e cat &) ; true",
-    )?;
+    for listen in ["TCP4-LISTEN:9000,fork,reuseaddr", "UDP4-RECVFROM:9000,fork"] {
+        ns.shell(
+            "server",
+            &format!("socat {listen} EXEC:cat < /dev/null > /dev/null 2>&1 &"),
+        )?;
+    }
     for (pod, node) in [("near", NODES[0]), ("far", NODES[1])] {
         ns.toolbox(pod, Some(node))?;
-        for flag in ["", "-u"] {
-            let line = format!("echo hello | busybox timeout 5 nc {flag} -w 2 echo 90 | head -n 1");
+        for protocol in ["TCP4", "UDP4"] {
+            let line = format!("echo hello | socat -T 3 -t 2 - {protocol}:echo:90");
             eventually("an echo", Duration::from_secs(10), || {
                 let answer = ns.shell(pod, &line)?;
                 ensure(answer.trim() == "hello", || {
-                    format!("nc {flag} from {pod} gave {answer:?}")
+                    format!("{protocol} from {pod} gave {answer:?}")
                 })
             })?;
         }

@@ -1,6 +1,9 @@
 //! The server behind real sockets: UDP, TCP, truncation, live changes, forwarding and its cache.
 
-#![expect(clippy::unwrap_used, reason = "a helper that cannot set its test up should end the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper that cannot set its test up should end the test"
+)]
 
 use std::{
     net::SocketAddr,

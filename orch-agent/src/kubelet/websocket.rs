@@ -1,5 +1,7 @@
 //! Kubernetes' channels over WebSocket: `v4.channel.k8s.io` and `v5.channel.k8s.io`, and bytes tunnelled 1:1.
 
+use std::time::Duration;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::{
@@ -9,8 +11,8 @@ use tokio::{
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message,
-        protocol::{Role, WebSocketConfig},
+        Message, Utf8Bytes,
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
@@ -26,6 +28,8 @@ const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
+/// How long a client may take to answer a goodbye.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// In v5: the byte that follows names the channel that the sender closes.
 const CLOSE: u8 = 255;
 
@@ -75,18 +79,26 @@ pub(super) async fn carry<T>(
         while let Some(output) = outputs.recv().await {
             sink.send(Message::Binary(message(output))).await?;
         }
-        sink.send(Message::Close(None)).await
+        sink.send(goodbye()).await
     };
+    let mut receive = std::pin::pin!(receive);
     tokio::select! {
-        () = receive => {}
-        result = send => if let Err(error) = result {
-            tracing::debug!(%error, "a WebSocket client went away");
+        () = &mut receive => {}
+        result = send => match result {
+            // A connection that is closed with something unread is reset, and what the client has not read yet is
+            // lost with it: its own goodbye is waited for.
+            Ok(()) => drop(tokio::time::timeout(PATIENCE, receive).await),
+            Err(error) => tracing::debug!(%error, "a WebSocket client went away"),
         },
     }
-    // Both halves together complete the closing handshake; a client that is gone needs none.
-    if let Ok(mut socket) = sink.reunite(source) {
-        let _ = socket.close(None).await;
-    }
+}
+
+/// kubectl takes any other end than "normal" (RFC 6455, 7.4.1) for a failure.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: Utf8Bytes::default(),
+    }))
 }
 
 /// The channel on which the client expects a first, empty message: the lowest that it reads.
@@ -153,7 +165,7 @@ where
                     }
                 }
             }
-            let _ = sink.send(Message::Close(None)).await;
+            let _ = sink.send(goodbye()).await;
         };
         tokio::select! {
             () = inward => {}

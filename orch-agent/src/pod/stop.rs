@@ -130,7 +130,15 @@ pub async fn tear_down(context: Arc<Context>, pod: Arc<Pod>, purge: bool) {
     let paths = context.paths(&pod);
     let parent = resources::cgroup_parent(Qos::of(&pod), &uid);
     let mut delay = Duration::from_millis(200);
-    while let Err(error) = Box::pin(remove(&context, &uid, &paths, std::slice::from_ref(&parent), purge)).await {
+    while let Err(error) = Box::pin(remove(
+        &context,
+        &uid,
+        &paths,
+        std::slice::from_ref(&parent),
+        purge,
+    ))
+    .await
+    {
         tracing::warn!(pod = pod.metadata.name, uid, %error, "pod not torn down, trying again");
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(Duration::from_secs(30));

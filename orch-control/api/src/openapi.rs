@@ -83,6 +83,20 @@ pub fn v3(name: &str) -> Option<Value> {
     }))
 }
 
+/// The OpenAPI v2 document in protobuf (gnostic's `openapi.v2.Document`), for clients that read no other form:
+/// kubectl before it reports an unknown kind, and kubectl older than 1.27 before each apply. It names the API and no
+/// types, upon which they leave validation to the server.
+#[must_use]
+pub fn v2_protobuf() -> Vec<u8> {
+    /// A length-delimited field; all of these are shorter than 128 bytes.
+    fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(bytes.len()).unwrap_or(0x7f);
+        [&[number << 3 | 2, length], bytes].concat()
+    }
+    let info = [field(1, b"Kubernetes"), field(2, VERSION.as_bytes())].concat();
+    [field(1, b"2.0"), field(2, &info), field(8, b"")].concat()
+}
+
 /// `/openapi/v2`: everything in one document.
 pub fn v2() -> Value {
     let mut names = schemas::Names::new(Dialect::V2);

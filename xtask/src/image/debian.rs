@@ -30,7 +30,15 @@ pub fn unpack(recipe: &Recipe, cache: &Path, root: &Path) -> Result<()> {
         symlink(format!("usr/{folder}"), root.join(folder)).context("failed to merge /usr")?;
     }
     for file in files {
-        run::output(run::command("dpkg-deb", ["--extract"]).arg(&file).arg(root))?;
+        // Not `dpkg-deb --extract`: it would put a folder in the place of a merged one's link.
+        let mut unpack = run::command(
+            "sh",
+            [
+                "-c",
+                "dpkg-deb --fsys-tarfile \"$1\" | tar -x --keep-directory-symlink -C \"$2\"",
+            ],
+        );
+        run::output(unpack.arg("sh").arg(&file).arg(root))?;
     }
     for useless in [
         "usr/share/doc",

@@ -1,7 +1,6 @@
 //! From a request to its answer: authenticate, authorise, find the kind, walk the object path.
 
 pub mod negotiate;
-pub mod protobuf;
 pub mod respond;
 pub mod system;
 pub mod target;
@@ -12,9 +11,7 @@ use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use orch_api::{
-    ApiError, FieldValidation, KINDS, Kind, Subresource, decode, kind::split_api_version, patch::PatchType,
-};
+use orch_api::{ApiError, FieldValidation, Kind, Subresource, decode, patch::PatchType};
 use serde_json::Value;
 
 use crate::{
@@ -380,30 +377,7 @@ async fn read_body(parts: &Parts, body: Body) -> Result<(Value, Vec<String>), Ap
 }
 
 fn decode_bytes(parts: &Parts, bytes: &[u8]) -> Result<(Value, Vec<String>), ApiError> {
-    if content_type(parts).starts_with("application/vnd.kubernetes.protobuf") {
-        return Ok((protobuf::decode(bytes, definition_of)?, Vec::new()));
-    }
     decode::decode(bytes, content_type(parts))
-}
-
-/// The schema of a body by its type: a kind, or what a subresource takes.
-fn definition_of(api_version: &str, kind: &str) -> Option<&'static str> {
-    if kind == "DeleteOptions" {
-        return Some("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
-    }
-    let (group, version) = split_api_version(api_version);
-    KINDS
-        .iter()
-        .find(|row| (row.group, row.version, row.kind) == (group, version, kind))
-        .map(|row| row.schema)
-        .or_else(|| {
-            let mut parts = KINDS
-                .iter()
-                .flat_map(|row| row.subresources.iter().map(move |part| (row, part)));
-            parts
-                .find(|(row, part)| part.gvk(row) == (group, version, kind))
-                .and_then(|(_, part)| part.schema())
-        })
 }
 
 async fn read_patch(parts: &Parts, body: Body) -> Result<(PatchType, Value), ApiError> {

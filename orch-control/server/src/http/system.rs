@@ -48,7 +48,7 @@ pub async fn answer(state: &Arc<State>, parts: &Parts) -> Result<Response, ApiEr
         ["apis", group, version] => found(discovery::resources(group, version)),
         ["openapi", "v3"] => ok(&openapi::v3_index()),
         ["openapi", "v3", ..] => found(openapi::v3(path.trim_start_matches("/openapi/v3/"))),
-        ["openapi", "v2"] => ok(&openapi::v2()),
+        ["openapi", "v2"] => Ok(openapi_v2(parts)),
         ["openid", "v1", "jwks"] => ok(&state.tokens.jwks()),
         [".well-known", "openid-configuration"] => ok(&json!({
             "issuer": ISSUER,
@@ -60,6 +60,24 @@ pub async fn answer(state: &Arc<State>, parts: &Parts) -> Result<Response, ApiEr
         [""] => ok(&json!({ "paths": paths() })),
         _ => Err(not_served()),
     }
+}
+
+/// Kubernetes takes the first name and answers with the second, which is a valid media type.
+fn openapi_v2(parts: &Parts) -> Response {
+    const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    const ANSWER: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    let accept = parts
+        .headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok());
+    if !accept.is_some_and(|accept| accept.contains(PROTOBUF) || accept.contains(ANSWER)) {
+        return respond::json(StatusCode::OK, &openapi::v2());
+    }
+    let mut response = Response::new(openapi::v2_protobuf().into());
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(ANSWER));
+    response
 }
 
 fn not_served() -> ApiError {
