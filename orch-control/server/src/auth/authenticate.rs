@@ -7,6 +7,7 @@ use orch_api::ApiError;
 
 use super::{
     identity::{Identity, SERVICE_ACCOUNT_PREFIX},
+    impersonate::service_account_groups,
     token::{Claims, ISSUER},
 };
 use crate::{listener::Peer, state::State};
@@ -102,10 +103,7 @@ pub async fn service_account(
             ));
         }
     }
-    let groups = [
-        "system:serviceaccounts".to_owned(),
-        format!("system:serviceaccounts:{}", bound.namespace),
-    ];
+    let groups = service_account_groups(&bound.namespace);
     let name = format!(
         "{SERVICE_ACCOUNT_PREFIX}{}:{}",
         bound.namespace, bound.serviceaccount.name

@@ -1,16 +1,20 @@
 //! Whether a request may happen: one small typed authorizer, asked by the object path and by access reviews alike.
 //!
-//! In order: `system:masters` and the API server's own scheduler and controllers may do everything; nodes what
+//! In order: `system:masters` may do everything; nobody else may impersonate; the API server's own scheduler and
+//! controllers may do everything but that; nodes what
 //! [`super::node`] says; everyone who proved who they are may use discovery, `/version` and reviews about
 //! themselves; everyone may ask for health and version. All else is refused. RBAC objects are not evaluated yet.
 
 use std::fmt;
 
+use orch_api::ApiError;
+
 use super::{
     identity::{AUTHENTICATED, Identity},
+    impersonate::IMPERSONATE,
     node::{self, NodeGraph},
 };
-use crate::pki::SYSTEM_MASTERS;
+use crate::{pki::SYSTEM_MASTERS, state::State};
 
 /// What is asked, as in `authorization.k8s.io/v1` `SubjectAccessReviewSpec`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +67,9 @@ pub fn decide(user: &Identity, attributes: &Attributes, graph: &dyn NodeGraph) -
     if user.is_in(SYSTEM_MASTERS) {
         return Decision::Allowed("system:masters may do everything");
     }
+    if matches!(attributes, Attributes::Resource { verb, .. } if verb == IMPERSONATE) {
+        return Decision::nothing();
+    }
     if matches!(
         user.name.as_str(),
         "system:kube-scheduler" | "system:kube-controller-manager"
@@ -76,6 +83,29 @@ pub fn decide(user: &Identity, attributes: &Attributes, graph: &dyn NodeGraph) -
         Some(node) => node::decide(node, attributes, graph),
         None => Decision::nothing(),
     }
+}
+
+/// Decides, and words the refusal as clients know it.
+///
+/// # Errors
+/// 403.
+pub(crate) fn authorise(state: &State, user: &Identity, attributes: &Attributes) -> Result<(), ApiError> {
+    let Decision::Refused(reason) = decide(user, attributes, state) else {
+        return Ok(());
+    };
+    let mut detail = format!("User {:?} cannot {attributes}", user.name);
+    if !reason.is_empty() {
+        detail = format!("{detail}: {reason}");
+    }
+    Err(match attributes {
+        Attributes::Resource {
+            group,
+            resource,
+            name,
+            ..
+        } => ApiError::forbidden_resource(group, resource, name, &detail),
+        Attributes::Path { .. } => ApiError::forbidden_resource("", "", "", &detail),
+    })
 }
 
 fn open_to_all(attributes: &Attributes) -> bool {

@@ -4,6 +4,7 @@ pub mod authenticate;
 pub mod authorize;
 pub mod graph;
 pub mod identity;
+pub mod impersonate;
 pub mod node;
 pub mod reviews;
 pub mod token;

@@ -17,8 +17,8 @@ use serde_json::Value;
 use crate::{
     auth::{
         authenticate::authenticate,
-        authorize::{self, Attributes, Decision},
-        identity::Identity,
+        authorize::{Attributes, authorise},
+        impersonate::act_as,
         reviews, token_request,
     },
     metrics::RequestLabels,
@@ -34,7 +34,7 @@ pub const MAX_BODY: usize = 3 * 1024 * 1024;
 /// Answers any request.
 pub async fn handle(state: Arc<State>, request: Request<Body>) -> Response {
     let began = Instant::now();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let resource = target::parse(parts.uri.path());
     let query = Query::parse(parts.uri.query());
     let watching = query.flag("watch");
@@ -49,7 +49,7 @@ pub async fn handle(state: Arc<State>, request: Request<Body>) -> Response {
     let outcome = match (&resource, verb) {
         (Some(resource), Some(verb)) => answer(&state, parts, body, resource, verb, query).await,
         (Some(_), None) => Err(ApiError::method_not_allowed()),
-        (None, _) => other(&state, &parts).await,
+        (None, _) => other(&state, &mut parts).await,
     };
     let mut response = outcome.unwrap_or_else(|error| {
         if error.code() >= 500 {
@@ -87,8 +87,8 @@ pub async fn handle(state: Arc<State>, request: Request<Body>) -> Response {
     response
 }
 
-async fn other(state: &Arc<State>, parts: &Parts) -> Result<Response, ApiError> {
-    let user = authenticate(state, parts).await?;
+async fn other(state: &Arc<State>, parts: &mut Parts) -> Result<Response, ApiError> {
+    let user = act_as(state, authenticate(state, parts).await?, &mut parts.headers)?;
     let attributes = Attributes::Path {
         verb: parts.method.as_str().to_ascii_lowercase(),
         path: parts.uri.path().to_owned(),
@@ -97,36 +97,15 @@ async fn other(state: &Arc<State>, parts: &Parts) -> Result<Response, ApiError> 
     system::answer(state, parts).await
 }
 
-/// # Errors
-/// 403, in the words that clients know.
-fn authorise(state: &State, user: &Identity, attributes: &Attributes) -> Result<(), ApiError> {
-    let Decision::Refused(reason) = authorize::decide(user, attributes, state) else {
-        return Ok(());
-    };
-    let mut detail = format!("User {:?} cannot {attributes}", user.name);
-    if !reason.is_empty() {
-        detail = format!("{detail}: {reason}");
-    }
-    Err(match attributes {
-        Attributes::Resource {
-            group,
-            resource,
-            name,
-            ..
-        } => ApiError::forbidden_resource(group, resource, name, &detail),
-        Attributes::Path { .. } => ApiError::forbidden_resource("", "", "", &detail),
-    })
-}
-
 async fn answer(
     state: &Arc<State>,
-    parts: Parts,
+    mut parts: Parts,
     body: Body,
     resource: &Resource,
     verb: Verb,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let user = authenticate(state, &parts).await?;
+    let user = act_as(state, authenticate(state, &parts).await?, &mut parts.headers)?;
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let attributes = Attributes::Resource {
         verb: verb.as_str().to_owned(),

@@ -107,13 +107,27 @@ impl Cluster {
         content_type: &str,
         body: &str,
     ) -> Answer {
-        let request = Request::builder()
+        self.request_with(identity, method, path, &[("content-type", content_type)], body)
+            .await
+    }
+
+    /// The same with any headers.
+    pub async fn request_with(
+        &self,
+        identity: Identity,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header("content-type", content_type)
-            .extension(InProcess(Arc::new(identity)))
-            .body(Body::from(body.to_owned()))
-            .unwrap();
+            .extension(InProcess(Arc::new(identity)));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::from(body.to_owned())).unwrap();
         answer(self.router.clone().oneshot(request).await.unwrap()).await
     }
 
