@@ -211,10 +211,10 @@ async fn whole(call: &Call, verb: Verb, parts: &Parts, body: Body) -> Result<Res
             ))
         }
         Verb::Patch => {
-            let (patch_type, value) = read_patch(parts, body).await?;
+            let (patch_type, value, findings) = read_patch(parts, body).await?;
             Ok(object(
                 StatusCode::OK,
-                write::patch(call, None, patch_type, &value).await?,
+                write::patch(call, None, patch_type, &value, &findings).await?,
             ))
         }
         Verb::Delete => {
@@ -267,15 +267,15 @@ async fn subresource(
             Ok(respond::json(StatusCode::OK, &subresource::scale_of(&object)?))
         }
         (Subresource::Scale, Verb::Update) => {
-            let (value, _) = read_body(&parts, body).await?;
+            let (value, findings) = read_body(&parts, body).await?;
             Ok(respond::json(
                 StatusCode::OK,
-                &subresource::change_scale(call, None, &value).await?,
+                &subresource::change_scale(call, None, &value, &findings).await?,
             ))
         }
         (Subresource::Scale, Verb::Patch) => {
-            let (patch_type, value) = read_patch(&parts, body).await?;
-            let scale = subresource::change_scale(call, Some(patch_type), &value).await?;
+            let (patch_type, value, findings) = read_patch(&parts, body).await?;
+            let scale = subresource::change_scale(call, Some(patch_type), &value, &findings).await?;
             Ok(respond::json(StatusCode::OK, &scale))
         }
         (Subresource::Status | Subresource::EphemeralContainers | Subresource::Resize, Verb::Get) => {
@@ -286,16 +286,16 @@ async fn subresource(
             ok(write::update(call, Some(part), value, &findings).await?)
         }
         (Subresource::Status, Verb::Patch) => {
-            let (patch_type, value) = read_patch(&parts, body).await?;
-            ok(write::patch(call, Some(part), patch_type, &value).await?)
+            let (patch_type, value, findings) = read_patch(&parts, body).await?;
+            ok(write::patch(call, Some(part), patch_type, &value, &findings).await?)
         }
         (Subresource::EphemeralContainers | Subresource::Resize, Verb::Update) => {
-            let (value, _) = read_body(&parts, body).await?;
-            ok(subresource::change_pod(call, part, None, &value).await?)
+            let (value, findings) = read_body(&parts, body).await?;
+            ok(subresource::change_pod(call, part, None, &value, &findings).await?)
         }
         (Subresource::EphemeralContainers | Subresource::Resize, Verb::Patch) => {
-            let (patch_type, value) = read_patch(&parts, body).await?;
-            ok(subresource::change_pod(call, part, Some(patch_type), &value).await?)
+            let (patch_type, value, findings) = read_patch(&parts, body).await?;
+            ok(subresource::change_pod(call, part, Some(patch_type), &value, &findings).await?)
         }
         (Subresource::Binding, Verb::Create) => {
             made(&subresource::bind(call, &read_body(&parts, body).await?.0).await?)
@@ -359,15 +359,15 @@ fn decode_bytes(parts: &Parts, bytes: &[u8]) -> Result<(Value, Vec<String>), Api
     decode::decode(bytes, content_type(parts))
 }
 
-async fn read_patch(parts: &Parts, body: Body) -> Result<(PatchType, Value), ApiError> {
+async fn read_patch(parts: &Parts, body: Body) -> Result<(PatchType, Value, Vec<String>), ApiError> {
     let patch_type = PatchType::from_content_type(content_type(parts))?;
     let bytes = read_bytes(parts, body).await?;
     // kubectl may send a patch as YAML, of which JSON is a part.
-    let (value, _) = match serde_json::from_slice(&bytes) {
-        Ok(value) => (value, Vec::new()),
+    let (value, findings) = match decode::json(&bytes) {
+        Ok(decoded) => decoded,
         Err(_) => decode::yaml(&bytes)?,
     };
-    Ok((patch_type, value))
+    Ok((patch_type, value, findings))
 }
 
 async fn read_delete_options(call: &Call, parts: &Parts, body: Body) -> Result<delete::Options, ApiError> {

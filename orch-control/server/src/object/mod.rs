@@ -89,8 +89,13 @@ impl Call {
         ApiError::not_found(self.kind, &self.name)
     }
 
-    /// Adds warnings.
+    /// Adds warnings, each once: what is tried again finds the same again.
     pub fn warn(&self, warnings: Vec<String>) {
-        self.warnings.lock().extend(warnings);
+        let mut known = self.warnings.lock();
+        for warning in warnings {
+            if !known.contains(&warning) {
+                known.push(warning);
+            }
+        }
     }
 }

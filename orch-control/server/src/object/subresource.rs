@@ -1,11 +1,6 @@
 //! Subresources that change an object in their own way: scale, binding, ephemeral containers, resize.
 
-use orch_api::{
-    ApiError, Subresource, patch,
-    patch::PatchType,
-    schema,
-    selector::{LabelSelector, Operator},
-};
+use orch_api::{ApiError, Subresource, patch, patch::PatchType, schema, selector::LabelSelector};
 use serde_json::{Value, json};
 
 use super::{Call, meta, write};
@@ -27,32 +22,11 @@ pub fn scale_of(object: &Value) -> Result<Value, ApiError> {
         "apiVersion": "autoscaling/v1",
         "metadata": metadata,
         "spec": { "replicas": object["spec"]["replicas"].as_i64().unwrap_or(0) },
-        "status": { "replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": selector_text(&selector) },
+        "status": { "replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": selector.to_string() },
     }))
 }
 
-/// A selector in the syntax of the `labelSelector` parameter, as `status.selector` of a Scale carries it.
-fn selector_text(selector: &LabelSelector) -> String {
-    let terms: Vec<String> = selector
-        .requirements()
-        .iter()
-        .map(|requirement| {
-            let (key, values) = (&requirement.key, requirement.values.join(","));
-            match requirement.operator {
-                Operator::In if requirement.values.len() == 1 => format!("{key}={values}"),
-                Operator::In => format!("{key} in ({values})"),
-                Operator::NotIn => format!("{key} notin ({values})"),
-                Operator::Exists => key.clone(),
-                Operator::DoesNotExist => format!("!{key}"),
-                Operator::Gt => format!("{key}>{values}"),
-                Operator::Lt => format!("{key}<{values}"),
-            }
-        })
-        .collect();
-    terms.join(",")
-}
-
-/// Replaces (`patch_type` is `None`) or patches the Scale. Returns the Scale after.
+/// Replaces (`patch_type` is `None`) or patches the Scale; `findings` are what decoding saw. Returns the Scale after.
 ///
 /// # Errors
 /// As an update of the object.
@@ -60,6 +34,7 @@ pub async fn change_scale(
     call: &Call,
     patch_type: Option<PatchType>,
     body: &Value,
+    findings: &[String],
 ) -> Result<Value, ApiError> {
     let object = write::modify(call, Some(Subresource::Scale), &mut |old| {
         let current = scale_of(old)?;
@@ -74,7 +49,7 @@ pub async fn change_scale(
             "io.k8s.api.autoscaling.v1.Scale",
             &mut scale,
             call.validation,
-            &[],
+            findings,
         )?);
         let mut new = old.clone();
         new["spec"]["replicas"] = json!(scale["spec"]["replicas"].as_i64().unwrap_or(0));
@@ -164,7 +139,7 @@ pub async fn bind(call: &Call, body: &Value) -> Result<Value, ApiError> {
 fn merged(subresource: Subresource, body: &Value, old: &Value) -> Value {
     let mut new = old.clone();
     if subresource == Subresource::EphemeralContainers {
-        new["spec"]["ephemeralContainers"] = body["spec"]["ephemeralContainers"].clone();
+        take_field(&mut new["spec"], &body["spec"], "ephemeralContainers");
     } else {
         for list in ["containers", "initContainers"] {
             let wanted = body["spec"][list].as_array().cloned().unwrap_or_default();
@@ -174,7 +149,7 @@ fn merged(subresource: Subresource, body: &Value, old: &Value) -> Value {
                 .unwrap_or_default()
             {
                 if let Some(same) = wanted.iter().find(|w| w["name"] == container["name"]) {
-                    container["resources"] = same["resources"].clone();
+                    take_field(container, same, "resources");
                 }
             }
         }
@@ -183,7 +158,18 @@ fn merged(subresource: Subresource, body: &Value, old: &Value) -> Value {
     new
 }
 
-/// Replaces or patches through `ephemeralcontainers` or `resize`.
+/// Makes `field` of `target` what it is in `source`: absent where that has none, or null.
+fn take_field(target: &mut Value, source: &Value, field: &str) {
+    match (source.get(field), target.as_object_mut()) {
+        (Some(value), _) if !value.is_null() => target[field] = value.clone(),
+        (_, Some(target)) => {
+            target.remove(field);
+        }
+        (_, None) => {}
+    }
+}
+
+/// Replaces or patches through `ephemeralcontainers` or `resize`; `findings` are what decoding saw.
 ///
 /// # Errors
 /// As an update of the pod.
@@ -192,6 +178,7 @@ pub async fn change_pod(
     subresource: Subresource,
     patch_type: Option<PatchType>,
     body: &Value,
+    findings: &[String],
 ) -> Result<Value, ApiError> {
     write::modify(call, Some(subresource), &mut |old| {
         let mut pod = match patch_type {
@@ -199,7 +186,12 @@ pub async fn change_pod(
             None => body.clone(),
         };
         meta::check_type(&mut pod, "", "v1", "Pod")?;
-        call.warn(schema::check_body(call.kind, &mut pod, call.validation, &[])?);
+        call.warn(schema::check_body(
+            call.kind,
+            &mut pod,
+            call.validation,
+            findings,
+        )?);
         Ok(merged(subresource, &pod, old))
     })
     .await

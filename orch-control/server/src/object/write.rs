@@ -6,6 +6,7 @@ use orch_api::{
     patch::{self, PatchType},
     schema,
     strategy::keep_system_metadata,
+    validation::ephemeral_containers,
 };
 use orch_store::{Expect, StoreError};
 use serde_json::{Value, json};
@@ -169,7 +170,7 @@ pub async fn update(
     modify(call, subresource, &mut |_| Ok(object.clone())).await
 }
 
-/// Applies a patch to the object, or to its `subresource`.
+/// Applies a patch to the object, or to its `subresource`; `findings` are what decoding the patch saw.
 ///
 /// # Errors
 /// Whatever Kubernetes would refuse.
@@ -178,6 +179,7 @@ pub async fn patch(
     subresource: Option<Subresource>,
     patch_type: PatchType,
     body: &Value,
+    findings: &[String],
 ) -> Result<Value, ApiError> {
     modify(call, subresource, &mut |current| {
         let mut served = current.clone();
@@ -188,7 +190,7 @@ pub async fn patch(
                 "the name of the object may not be changed by a patch",
             ));
         }
-        take_body(call, call.kind, &mut patched, &[])?;
+        take_body(call, call.kind, &mut patched, findings)?;
         call.kind.to_stored(&mut patched);
         Ok(patched)
     })
@@ -270,7 +272,13 @@ async fn replace(
     let errors = match subresource {
         None | Some(Subresource::Scale | Subresource::Status) => stored.strategy.validate_update(new, old),
         // They change just what a plain update may not.
-        Some(_) => stored.strategy.validate(new),
+        Some(subresource) => {
+            let mut errors = stored.strategy.validate(new);
+            if subresource == Subresource::EphemeralContainers {
+                errors.extend(ephemeral_containers(new, old));
+            }
+            errors
+        }
     };
     refuse_invalid(stored, new, errors)?;
     // The deletion marks of a graceful delete are the server's, not the strategy's, to keep.
