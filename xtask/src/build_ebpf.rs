@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
-use crate::run;
+use crate::{deps, run};
 
 const TARGET: &str = "bpfel-unknown-none";
 
@@ -71,22 +71,14 @@ pub fn build() -> Result<PathBuf> {
 
 /// The cargo to build with, with the environment it needs.
 fn toolchain() -> Result<Command> {
-    let nightly = Command::new("rustc")
-        .args(["+nightly", "--print", "sysroot"])
-        .output();
-    if let Ok(output) = nightly
-        && output.status.success()
-    {
-        let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        if sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
-            let mut command = Command::new("cargo");
-            // Cargo sets RUSTC and friends for what it runs, and this may run under cargo.
-            command
-                .arg("+nightly")
-                .env_remove("RUSTC")
-                .env_remove("RUSTUP_TOOLCHAIN");
-            return Ok(command);
-        }
+    if deps::nightly_with_sources() {
+        let mut command = Command::new("cargo");
+        // Cargo sets RUSTC and friends for what it runs, and this may run under cargo.
+        command
+            .arg("+nightly")
+            .env_remove("RUSTC")
+            .env_remove("RUSTUP_TOOLCHAIN");
+        return Ok(command);
     }
     if Path::new("/usr/bin/rustc").is_file() && Path::new("/usr/lib/rustlib/src/rust/library/core").is_dir() {
         let mut command = Command::new("/usr/bin/cargo");
