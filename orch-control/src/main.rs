@@ -36,8 +36,43 @@ fn main() -> std::process::ExitCode {
     match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: failed to {error:#}");
+            eprintln!("error: failed to {}", describe(&error));
             std::process::ExitCode::FAILURE
         }
+    }
+}
+
+/// The error and its causes in one line. Many of our errors say their cause themselves: it is not said again.
+fn describe(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if said.is_empty() {
+            said = cause;
+        } else if !said.contains(&cause) {
+            said = format!("{said}: {cause}");
+        }
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn every_cause_is_said_once() {
+        let listen = orch_server::ServerError::Listen {
+            address: "127.0.0.1:1".parse().unwrap(),
+            source: Error::new(ErrorKind::AddrInUse, "in use"),
+        };
+        let error = Err::<(), _>(listen).context("start the API server").unwrap_err();
+        assert_eq!(
+            describe(&error),
+            "start the API server: listen on 127.0.0.1:1: in use; another program uses this port: stop it, or choose another port"
+        );
+        let plain = Err::<(), _>(Error::other("no")).context("read").unwrap_err();
+        assert_eq!(describe(&plain), "read: no");
     }
 }

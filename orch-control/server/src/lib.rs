@@ -54,7 +54,7 @@ pub enum ServerError {
     #[error(transparent)]
     Token(#[from] TokenError),
     /// A socket.
-    #[error("listen on {address}: {source}")]
+    #[error("listen on {address}: {source}{}", hint(source))]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -64,6 +64,15 @@ pub enum ServerError {
     /// The cluster's own objects.
     #[error("create the cluster's own objects: {0}")]
     Bootstrap(orch_api::ApiError),
+}
+
+/// What usually is behind a failure to listen.
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => "; another program uses this port: stop it, or choose another port",
+        std::io::ErrorKind::AddrNotAvailable => "; no interface of this machine has this address",
+        _ => "",
+    }
 }
 
 /// A running API server.
