@@ -72,12 +72,9 @@ pub fn build() -> Result<PathBuf> {
 /// The cargo to build with, with the environment it needs.
 fn toolchain() -> Result<Command> {
     if deps::nightly_with_sources() {
-        let mut command = Command::new("cargo");
+        let mut command = run::cargo(["+nightly"]);
         // Cargo sets RUSTC and friends for what it runs, and this may run under cargo.
-        command
-            .arg("+nightly")
-            .env_remove("RUSTC")
-            .env_remove("RUSTUP_TOOLCHAIN");
+        command.env_remove("RUSTC").env_remove("RUSTUP_TOOLCHAIN");
         return Ok(command);
     }
     if Path::new("/usr/bin/rustc").is_file() && Path::new("/usr/lib/rustlib/src/rust/library/core").is_dir() {

@@ -172,16 +172,13 @@ fn apt_install(packages: &[&str]) -> Result<()> {
 
 fn install_linker() -> Result<()> {
     let step = term::step("building bpf-linker (once; a few minutes)");
-    let mut cargo = run::command(
-        "cargo",
-        [
-            "install",
-            "bpf-linker@0.13.0",
-            "--no-default-features",
-            "--features",
-            "llvm-22",
-        ],
-    );
+    let mut cargo = run::cargo([
+        "install",
+        "bpf-linker@0.13.0",
+        "--no-default-features",
+        "--features",
+        "llvm-22",
+    ]);
     cargo
         .current_dir("/")
         .env("RUSTFLAGS", "-L /usr/lib/llvm-22/lib")

@@ -20,6 +20,26 @@ where
     command
 }
 
+/// cargo, as if it were typed: without what the cargo that runs this program has told it. Build scripts that look
+/// at those variables (ring's) would otherwise run anew each time a build changes hands.
+pub fn cargo<I, S>(args: I) -> Command
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut command = command("cargo", args);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+            .iter()
+            .any(|head| text.starts_with(head))
+        {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
 /// Runs to the end with output on the terminal.
 ///
 /// # Errors

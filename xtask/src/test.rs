@@ -80,7 +80,7 @@ fn tests(options: &Options) -> Result<()> {
 }
 
 fn cargo_test(what: &[&str], filter: Option<&str>, args: &[&str]) -> Result<()> {
-    let mut cargo = run::command("cargo", ["test"]);
+    let mut cargo = run::cargo(["test"]);
     cargo
         .args(what)
         .args(filter)

@@ -170,7 +170,7 @@ pub fn build() -> Result<()> {
     build_ebpf::build()?;
     step.done();
     let step = term::step("building orch-control and orch-agent (the first time takes minutes)");
-    let mut cargo = run::command("cargo", ["build", "-p", "orch-control", "-p", "orch-agent"]);
+    let mut cargo = run::cargo(["build", "-p", "orch-control", "-p", "orch-agent"]);
     if layout::is_optimised() {
         cargo.arg("--release");
     }
