@@ -176,7 +176,12 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
         cluster,
         stop.clone(),
     );
-    let backend = Arc::new(NodeBackend::new(manager.clone(), runtime, args.run_dir.clone()));
+    let backend = Arc::new(NodeBackend::new(
+        manager.clone(),
+        runtime,
+        args.run_dir.clone(),
+        args.node_name.clone(),
+    ));
     let config = KubeletConfig {
         listen: args.kubelet_address(node_ip),
         tls_cert: args.tls_cert.clone(),

@@ -59,6 +59,8 @@ pub struct Usage {
 /// The node, as far as this API is concerned.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
+    /// The Node object's name.
+    fn node_name(&self) -> &str;
     /// All pods with their statuses.
     fn pods(&self) -> Vec<Pod>;
     /// A container's log, of the current or the previous run.

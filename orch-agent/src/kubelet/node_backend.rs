@@ -24,16 +24,19 @@ pub struct NodeBackend {
     manager: Arc<Manager>,
     runtime: Arc<Runtime>,
     run_dir: PathBuf,
+    node_name: String,
 }
 
 impl NodeBackend {
-    /// A backend over the node's manager and runtime; `run_dir` is where pods' namespaces are bound.
+    /// A backend over the node's manager and runtime; `run_dir` is where pods' namespaces are bound, `node_name` the
+    /// Node object's name.
     #[must_use]
-    pub fn new(manager: Arc<Manager>, runtime: Arc<Runtime>, run_dir: PathBuf) -> Self {
+    pub fn new(manager: Arc<Manager>, runtime: Arc<Runtime>, run_dir: PathBuf, node_name: String) -> Self {
         Self {
             manager,
             runtime,
             run_dir,
+            node_name,
         }
     }
 
@@ -68,6 +71,10 @@ impl NodeBackend {
 
 #[async_trait]
 impl Backend for NodeBackend {
+    fn node_name(&self) -> &str {
+        &self.node_name
+    }
+
     fn pods(&self) -> Vec<Pod> {
         let with_status = |snapshot: PodSnapshot| {
             let mut pod = Pod::clone(&snapshot.pod);

@@ -35,7 +35,7 @@ pub(super) async fn summary(State(backend): State<Arc<dyn Backend>>) -> Json<Val
     let node = facts::node_usage();
     Json(json!({
         "node": {
-            "nodeName": facts::hostname(),
+            "nodeName": backend.node_name(),
             "cpu": {"time": time, "usageCoreNanoSeconds": (node.cpu_seconds * 1e9) as u64},
             "memory": {
                 "time": time,

@@ -67,6 +67,10 @@ impl Control for FakeControl {
 
 #[async_trait]
 impl Backend for Fake {
+    fn node_name(&self) -> &str {
+        "node-1"
+    }
+
     fn pods(&self) -> Vec<Pod> {
         vec![Pod::default()]
     }
