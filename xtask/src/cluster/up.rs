@@ -66,13 +66,14 @@ pub fn run(options: &Options) -> Result<()> {
     deps::install(&needs)?;
     build()?;
 
+    let wanted = state.nodes;
+    state.nodes = wanted.max(old_nodes);
+    // Before each step that changes the machine: `down` has to undo it, whatever happens next.
     mount_bpffs(&mut state)?;
+    state.save()?;
     network::prepare_machine(&mut state)?;
-    // From here on `down` has something to undo, whatever happens next.
-    state.nodes = state.nodes.max(old_nodes);
     state.save()?;
     start_control(&state)?;
-    let wanted = options.nodes.unwrap_or(old_nodes.max(1));
     for gone in Node::all(old_nodes).skip(usize::from(wanted)) {
         super::down::remove_node(gone)?;
         // The API object goes too, or its pods would wait for it to come back.
