@@ -52,7 +52,7 @@ fn manifests_that_are_wrong() -> Result<()> {
     refused(
         &ns,
         apply,
-        "apiVersion: v1\nkind: Nonsense\nmetadata: { name: n }\n",
+        "apiVersion: v1\nkind: Nonsense\nmetadata: { name: nothing }\n",
         "no matches for kind \"Nonsense\"",
     )?;
     refused(
