@@ -39,6 +39,8 @@ pub struct Ending {
     pub grace: Duration,
     /// When it began.
     pub began: Timestamp,
+    /// The teardown under way removes the containers too.
+    pub purges: bool,
 }
 
 /// Why a pod is stopped.

@@ -44,6 +44,7 @@ pub(super) fn begin(
         stage: Stage::Stopping,
         grace,
         began: now,
+        purges: false,
     };
     if serves && cause == Cause::Deleted && grace > Duration::from_secs(1) {
         ending.stage = Stage::Draining;
@@ -94,9 +95,7 @@ pub(super) fn terminating(
             return torn_down(core, ending, ops);
         }
         Event::Timer(Timer::Teardown) if ending.stage == Stage::TearingDown => {
-            ops.push(Op::TearDown {
-                purge: ending.cause != Cause::Finished,
-            });
+            tear_down(&mut ending, ops);
         }
         Event::Prepared { ip } if ending.stage < Stage::TearingDown => core.sandbox = Sandbox::Ready(ip),
         Event::PrepareFailed => core.sandbox = Sandbox::Absent,
@@ -194,9 +193,7 @@ fn next(mut core: Box<Core>, mut ending: Ending, now: Timestamp, ops: &mut Vec<O
             return State::Terminating(core, ending);
         }
         ending.stage = Stage::TearingDown;
-        ops.push(Op::TearDown {
-            purge: ending.cause != Cause::Finished,
-        });
+        tear_down(&mut ending, ops);
     }
     State::Terminating(core, ending)
 }
@@ -242,14 +239,19 @@ fn stop_due(core: &mut Core, ending: &Ending, now: Timestamp, ops: &mut Vec<Op>)
     }
 }
 
+fn tear_down(ending: &mut Ending, ops: &mut Vec<Op>) {
+    ending.purges = ending.cause != Cause::Finished;
+    ops.push(Op::TearDown { purge: ending.purges });
+}
+
 fn torn_down(core: Box<Core>, mut ending: Ending, ops: &mut Vec<Op>) -> State {
-    let deleting = core.pod.metadata.deletion_timestamp.is_some();
+    if ending.cause == Cause::Finished && core.pod.metadata.deletion_timestamp.is_some() {
+        ending.cause = Cause::Deleted;
+    }
     match ending.cause {
-        Cause::Finished if deleting => {
-            ending.cause = Cause::Deleted;
-            ops.push(Op::TearDown { purge: true });
-        }
         Cause::Finished => return State::Terminated(core),
+        // It began when the pod was to stay: the containers it has kept go as well.
+        Cause::Deleted | Cause::Gone if !ending.purges => tear_down(&mut ending, ops),
         Cause::Deleted => {
             ending.stage = Stage::Forgetting;
             ops.push(Op::Forget);

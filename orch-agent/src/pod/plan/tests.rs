@@ -417,6 +417,17 @@ fn a_start_in_flight_is_cancelled_or_stopped() {
 }
 
 #[test]
+fn a_pod_that_goes_while_it_is_torn_down_leaves_no_container() {
+    let mut b = Bench::new(json!({"restartPolicy": "Never", "containers": containers(&["a"])}));
+    b.started("a");
+    b.exited("a", 0);
+    assert!(b.ops.contains(&Op::TearDown { purge: false }));
+    b.hear(Event::Gone(None));
+    assert_eq!(b.hear(Event::TornDown), [Op::TearDown { purge: true }]);
+    assert_eq!(b.hear(Event::TornDown), [Op::Finish]);
+}
+
+#[test]
 fn what_the_api_has_lost_is_stopped_and_finished() {
     let mut b = Bench::new(json!({"terminationGracePeriodSeconds": 5, "containers": containers(&["a"])}));
     b.started("a");
