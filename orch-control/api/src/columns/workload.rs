@@ -6,6 +6,17 @@ use super::{
 };
 use crate::value::{at, int};
 
+/// What every kind with a pod template shows when asked for more.
+const CONTAINERS: Column = wide("Containers", "The containers of the template.", |o, _| {
+    container_names(at(o, &["spec", "template", "spec"]))
+});
+const IMAGES: Column = wide("Images", "Their images.", |o, _| {
+    container_images(at(o, &["spec", "template", "spec"]))
+});
+const SELECTOR: Column = wide("Selector", "The labels of the pods.", |o, _| {
+    label_selector(at(o, &["spec", "selector"]))
+});
+
 /// apps/v1 Deployment.
 pub const DEPLOYMENT: &[Column] = &[
     NAME,
@@ -20,15 +31,9 @@ pub const DEPLOYMENT: &[Column] = &[
         status_count(o, "availableReplicas")
     }),
     AGE,
-    wide("Containers", "The containers of the template.", |o, _| {
-        container_names(at(o, &["spec", "template", "spec"]))
-    }),
-    wide("Images", "Their images.", |o, _| {
-        container_images(at(o, &["spec", "template", "spec"]))
-    }),
-    wide("Selector", "The labels of the pods.", |o, _| {
-        label_selector(at(o, &["spec", "selector"]))
-    }),
+    CONTAINERS,
+    IMAGES,
+    SELECTOR,
 ];
 
 /// apps/v1 ReplicaSet.
@@ -44,13 +49,7 @@ pub const REPLICA_SET: &[Column] = &[
         status_count(o, "readyReplicas")
     }),
     AGE,
-    wide("Containers", "The containers of the template.", |o, _| {
-        container_names(at(o, &["spec", "template", "spec"]))
-    }),
-    wide("Images", "Their images.", |o, _| {
-        container_images(at(o, &["spec", "template", "spec"]))
-    }),
-    wide("Selector", "The labels of the pods.", |o, _| {
-        label_selector(at(o, &["spec", "selector"]))
-    }),
+    CONTAINERS,
+    IMAGES,
+    SELECTOR,
 ];

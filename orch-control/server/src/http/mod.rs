@@ -352,11 +352,7 @@ async fn read_bytes(parts: &Parts, body: Body) -> Result<Bytes, ApiError> {
 
 async fn read_body(parts: &Parts, body: Body) -> Result<(Value, Vec<String>), ApiError> {
     let bytes = read_bytes(parts, body).await?;
-    decode_bytes(parts, &bytes)
-}
-
-fn decode_bytes(parts: &Parts, bytes: &[u8]) -> Result<(Value, Vec<String>), ApiError> {
-    decode::decode(bytes, content_type(parts))
+    decode::decode(&bytes, content_type(parts))
 }
 
 async fn read_patch(parts: &Parts, body: Body) -> Result<(PatchType, Value, Vec<String>), ApiError> {
