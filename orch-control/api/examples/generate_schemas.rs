@@ -19,7 +19,8 @@ fn generator() -> SchemaGenerator {
         ($($root:ty),* $(,)?) => { $( generator.subschema_for::<$root>(); )* };
     }
     use k8s_openapi::api::{
-        apps, authentication, authorization, autoscaling, coordination, core, discovery, events, policy,
+        apps, authentication, authorization, autoscaling, coordination, core, discovery, events, networking,
+        policy,
     };
     use k8s_openapi::apimachinery::pkg::apis::meta;
     roots![
@@ -46,6 +47,11 @@ fn generator() -> SchemaGenerator {
         coordination::v1::Lease,
         discovery::v1::EndpointSlice,
         events::v1::Event,
+        networking::v1::IPAddress,
+        networking::v1::Ingress,
+        networking::v1::IngressClass,
+        networking::v1::NetworkPolicy,
+        networking::v1::ServiceCIDR,
         policy::v1::Eviction,
         meta::v1::DeleteOptions,
         meta::v1::ListMeta,
