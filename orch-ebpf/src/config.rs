@@ -1,13 +1,47 @@
-//! What the agent tells the programs about the node.
+//! What the agent tells the programs about the node and the cluster.
 
-use crate::{Address, abi};
+use crate::{Address, Address4, Address6, abi};
 
 /// Name of the one-slot array that holds [`Config`].
 pub const CONFIG_MAP: &str = "ORCH_CONFIG";
-/// Name of the hash from [`Address`] to [`Node`].
+/// Start of the name of the hashes from [`Address`] to [`Node`].
 pub const NODES_MAP: &str = "ORCH_NODES";
-/// Most addresses of nodes.
+/// Most addresses of nodes of one family.
 pub const NODES_MAX: usize = 16_384;
+/// Start of the name of the tries from a network of pods or a node's address to [`Route`]: what goes through the
+/// tunnel.
+pub const ROUTES_MAP: &str = "ORCH_ROUTES";
+/// Most routes of one family.
+pub const ROUTES_MAX: usize = 32_768;
+/// Start of the name of the hashes from [`Address`] to [`Announced`].
+pub const ANNOUNCED_MAP: &str = "ORCH_ANNOUNCED";
+/// Most announced addresses of one family.
+pub const ANNOUNCED_MAX: usize = 16_384;
+
+/// The node's settings in one family. Where the node has no address of the family, all zero.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FamilyConfig<A> {
+    /// The node's address, the source of masqueraded packets.
+    pub node_address: A,
+    /// First address of all pods.
+    pub cluster_address: A,
+    /// Its mask.
+    pub cluster_mask: A,
+    /// First address of all ClusterIPs.
+    pub service_address: A,
+    /// Its mask.
+    pub service_mask: A,
+    /// Address of the node's DNS server.
+    pub dns_address: A,
+}
+
+abi!(both FamilyConfig { size 24, align 1, {
+    node_address @ 0, cluster_address @ 4, cluster_mask @ 8, service_address @ 12, service_mask @ 16, dns_address @ 20,
+} } { size 96, align 1, {
+    node_address @ 0, cluster_address @ 16, cluster_mask @ 32, service_address @ 48, service_mask @ 64,
+    dns_address @ 80,
+} });
 
 /// The node's own settings. All zero until the agent has written them: the programs then pass every packet.
 #[repr(C)]
@@ -15,33 +49,34 @@ pub const NODES_MAX: usize = 16_384;
 pub struct Config {
     /// [`crate::ABI_VERSION`] of who wrote the maps.
     pub abi_version: u32,
+    /// [`CONFIG_DROPS`] and its siblings.
+    pub flags: u32,
     /// Interface index of the uplink.
     pub uplink_ifindex: u32,
     /// Largest IP packet that the uplink sends, in bytes.
     pub uplink_mtu: u32,
-    /// The node's address, the source of masqueraded packets.
-    pub node_address: Address,
-    /// First address of all pods.
-    pub cluster_address: Address,
-    /// Its mask, in wire order.
-    pub cluster_mask: Address,
-    /// First address of all ClusterIPs.
-    pub service_address: Address,
-    /// Its mask, in wire order.
-    pub service_mask: Address,
-    /// Address of the node's DNS server.
-    pub dns_address: Address,
-    /// [`CONFIG_EVENTS`] or zero.
-    pub flags: u32,
+    /// Interface index of the VXLAN device; zero without a tunnel.
+    pub tunnel_ifindex: u32,
+    /// Largest IP packet that fits through the tunnel, in bytes.
+    pub tunnel_mtu: u32,
+    /// IPv4.
+    pub v4: FamilyConfig<Address4>,
+    /// IPv6.
+    pub v6: FamilyConfig<Address6>,
 }
 
-/// Flag of [`Config`]: somebody reads the events, so write them.
-pub const CONFIG_EVENTS: u32 = 1;
-
-abi!(Config, size 40, align 4, {
-    abi_version @ 0, uplink_ifindex @ 4, uplink_mtu @ 8, node_address @ 12, cluster_address @ 16, cluster_mask @ 20,
-    service_address @ 24, service_mask @ 28, dns_address @ 32, flags @ 36,
+abi!(Config, size 144, align 4, {
+    abi_version @ 0, flags @ 4, uplink_ifindex @ 8, uplink_mtu @ 12, tunnel_ifindex @ 16, tunnel_mtu @ 20, v4 @ 24,
+    v6 @ 48,
 });
+
+/// Flag of [`Config`]: write an event for each drop.
+pub const CONFIG_DROPS: u32 = 1;
+/// Flag of [`Config`]: write an event for each new flow and each verdict of a policy.
+pub const CONFIG_FLOWS: u32 = 2;
+/// Flag of [`Config`]: packets from outside for backends on other nodes keep their source, travel in an IP packet of
+/// their own to the backend's node, and are answered from there ("direct server return").
+pub const CONFIG_DSR: u32 = 4;
 
 /// What an address of a node is.
 #[repr(C)]
@@ -57,3 +92,36 @@ pub const NODE_LOCAL: u32 = 1;
 pub const NODE_REMOTE: u32 = 2;
 
 abi!(Node, size 4, align 4, { kind @ 0 });
+
+/// Where the tunnel leads for a destination: the node's address, of either family.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Route {
+    /// The other node's address, IPv4 in its first four bytes.
+    pub node: Address6,
+    /// 4 or 6.
+    pub family: u32,
+}
+
+abi!(Route, size 20, align 4, { node @ 0, family @ 16 });
+
+/// A load balancer's address that this node answers for by ARP and NDP.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Announced {
+    /// The only interface on which it is announced.
+    pub ifindex: u32,
+    /// Hardware address in the answer: the interface's.
+    pub mac: [u8; 6],
+    /// Always zero.
+    pub _pad: [u8; 2],
+}
+
+abi!(Announced, size 12, align 4, { ifindex @ 0, mac @ 4, _pad @ 10 });
+
+/// Whether `address` is in the network.
+#[must_use]
+pub fn within<A: Address>(address: A, network: A, mask: A) -> bool {
+    let (address, network, mask) = (address.wide(), network.wide(), mask.wide());
+    (0..16).all(|byte| (address[byte] ^ network[byte]) & mask[byte] == 0)
+}

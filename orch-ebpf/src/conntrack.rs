@@ -1,17 +1,18 @@
 //! Connection tracking: which flow becomes which.
 //!
 //! A flow that is translated has two entries, one for each direction. Either says by itself what a packet with its
-//! key becomes, so one lookup translates, whatever the reason was (NodePort, ClusterIP as packets, masquerade).
+//! key becomes, so one lookup translates, whatever the reason was (NodePort, ClusterIP as packets, masquerade). A flow
+//! that only passes a NetworkPolicy has one entry, for the packets that answer.
 
-use crate::{Address, abi};
+use crate::abi;
 
-/// Name of the LRU hash from [`Tuple`] to [`Conntrack`].
+/// Start of the name of the LRU hashes from [`Tuple`] to [`Conntrack`].
 pub const CONNTRACK_MAP: &str = "ORCH_CONNTRACK";
-/// Name of the LRU hash from [`FragmentKey`] to [`Fragment`].
+/// Start of the name of the LRU hashes from [`FragmentKey`] to [`Fragment`].
 pub const FRAGMENTS_MAP: &str = "ORCH_FRAGMENTS";
-/// Most entries of connection tracking, two for each translated flow.
-pub const CONNTRACK_MAX: usize = 131_072;
-/// Most fragmented datagrams that are remembered.
+/// Most entries of connection tracking of one family, two for each translated flow.
+pub const CONNTRACK_MAX: usize = 262_144;
+/// Most fragmented datagrams of one family that are remembered.
 pub const FRAGMENTS_MAX: usize = 4_096;
 
 /// Who talks to whom, as seen in a packet.
@@ -19,11 +20,11 @@ pub const FRAGMENTS_MAX: usize = 4_096;
 /// An ICMP echo's identifier is the port of the side that asked; the other port is zero.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tuple {
+pub struct Tuple<A> {
     /// Source address.
-    pub source: Address,
+    pub source: A,
     /// Destination address.
-    pub destination: Address,
+    pub destination: A,
     /// Source port, in the host's order.
     pub source_port: u16,
     /// Destination port, in the host's order.
@@ -34,11 +35,13 @@ pub struct Tuple {
     pub _pad: [u8; 3],
 }
 
-abi!(Tuple, size 16, align 2, {
+abi!(both Tuple { size 16, align 2, {
     source @ 0, destination @ 4, source_port @ 8, destination_port @ 10, protocol @ 12, _pad @ 13,
-});
+} } { size 40, align 2, {
+    source @ 0, destination @ 16, source_port @ 32, destination_port @ 34, protocol @ 36, _pad @ 37,
+} });
 
-impl Tuple {
+impl<A: Copy> Tuple<A> {
     /// The tuple of a packet that answers this one.
     #[inline(always)]
     #[must_use]
@@ -57,31 +60,45 @@ impl Tuple {
 /// What a packet with the entry's key becomes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Conntrack {
+pub struct Conntrack<A> {
     /// When the last packet was seen, in nanoseconds of `CLOCK_MONOTONIC`, to within [`TOUCH_NANOSECONDS`].
     pub last_seen: u64,
-    /// The tuple after translation.
-    pub becomes: Tuple,
+    /// The tuple after translation; the key itself where nothing is translated.
+    pub becomes: Tuple<A>,
     /// The backend's number; zero if the flow is not a service's.
     pub backend: u32,
-    /// [`KIND_SERVICE`] or [`KIND_MASQUERADE`].
+    /// [`KIND_SERVICE`], [`KIND_MASQUERADE`] or [`KIND_POLICY`].
     pub kind: u8,
     /// [`DIRECTION_ORIGINAL`] or [`DIRECTION_REPLY`].
     pub direction: u8,
     /// [`SEEN_SYN`], [`SEEN_FIN`], [`SEEN_RST`], [`SEEN_TRAFFIC`]: what this direction has carried.
     pub seen: u8,
+    /// Zero, or [`HOP_REFLECT`] or [`HOP_PASS`].
+    pub hop: u8,
+    /// With [`HOP_REFLECT`], the Ethernet destination and source that the packet leaves with; asked of the routes
+    /// again whenever `last_seen` is written.
+    pub macs: [u8; 12],
     /// Always zero.
-    pub _pad: u8,
+    pub _pad: u32,
 }
 
-abi!(Conntrack, size 32, align 8, {
-    last_seen @ 0, becomes @ 8, backend @ 24, kind @ 28, direction @ 29, seen @ 30, _pad @ 31,
-});
+abi!(both Conntrack { size 48, align 8, {
+    last_seen @ 0, becomes @ 8, backend @ 24, kind @ 28, direction @ 29, seen @ 30, hop @ 31, macs @ 32, _pad @ 44,
+} } { size 72, align 8, {
+    last_seen @ 0, becomes @ 8, backend @ 48, kind @ 52, direction @ 53, seen @ 54, hop @ 55, macs @ 56, _pad @ 68,
+} });
+
+/// [`Conntrack`] hop: XDP sends the packet out of the interface that it came from.
+pub const HOP_REFLECT: u8 = 1;
+/// [`Conntrack`] hop: XDP rewrites the packet and the network stack, or tc before it, has it.
+pub const HOP_PASS: u8 = 2;
 
 /// [`Conntrack`] kind: a service's address became a backend's.
 pub const KIND_SERVICE: u8 = 1;
 /// [`Conntrack`] kind: a pod's address became the node's; applied when the packet leaves by the uplink.
 pub const KIND_MASQUERADE: u8 = 2;
+/// [`Conntrack`] kind: nothing changes; the entry lets the answers of an allowed flow pass a policy.
+pub const KIND_POLICY: u8 = 3;
 /// [`Conntrack`] direction: from the side that opened the flow.
 pub const DIRECTION_ORIGINAL: u8 = 0;
 /// [`Conntrack`] direction: to the side that opened the flow.
@@ -104,25 +121,25 @@ pub const NAT_PORTS: [(u16, u16); 2] = [(10_240, 19_760), (61_000, 4_536)];
 /// How many ports [`NAT_PORTS`] holds.
 pub const NAT_PORTS_TOTAL: u32 = NAT_PORTS[0].1 as u32 + NAT_PORTS[1].1 as u32;
 
-/// A fragmented datagram (RFC 791 section 3.2: the identification is unique for these three).
+/// A fragmented datagram (RFC 791 section 3.2, RFC 8200 section 4.5: the identification is unique for these three).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct FragmentKey {
+pub struct FragmentKey<A> {
     /// Source address.
-    pub source: Address,
+    pub source: A,
     /// Destination address.
-    pub destination: Address,
+    pub destination: A,
     /// The identification as it stands in the packet.
-    pub identification: u16,
+    pub identification: u32,
     /// IP protocol number.
-    pub protocol: u8,
-    /// Always zero.
-    pub _pad: u8,
+    pub protocol: u32,
 }
 
-abi!(FragmentKey, size 12, align 2, {
-    source @ 0, destination @ 4, identification @ 8, protocol @ 10, _pad @ 11,
-});
+abi!(both FragmentKey { size 16, align 4, {
+    source @ 0, destination @ 4, identification @ 8, protocol @ 12,
+} } { size 40, align 4, {
+    source @ 0, destination @ 16, identification @ 32, protocol @ 36,
+} });
 
 /// The ports that stood in the datagram's first fragment.
 #[repr(C)]

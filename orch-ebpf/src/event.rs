@@ -1,11 +1,11 @@
-//! What the programs report: why packets were dropped, and counters.
+//! What the programs report: drops, flows and verdicts as they happen, and counters.
 
-use crate::{abi, conntrack::Tuple};
+use crate::{Address6, abi};
 
-/// Name of the ring buffer of [`DropEvent`].
+/// Name of the ring buffer of [`Event`].
 pub const EVENTS_MAP: &str = "ORCH_EVENTS";
 /// Bytes of the ring buffer, a power of two of pages.
-pub const EVENTS_BYTES: usize = 256 * 1024;
+pub const EVENTS_BYTES: usize = 1024 * 1024;
 /// Name of the per-CPU array of [`Counter`], indexed by [`DropReason`] and then by [`Path`].
 pub const METRICS_MAP: &str = "ORCH_METRICS";
 
@@ -55,6 +55,12 @@ numbered! {
         BrokenService = 7 "service names a missing slot or backend",
         TtlExceeded = 8 "time to live exceeded",
         SocketRefused = 9 "connection refused at the socket: no ready backend",
+        PolicyIngress = 10 "no ingress policy of the receiving pod allows it",
+        PolicyEgress = 11 "no egress policy of the sending pod allows it",
+        SourceRange = 12 "source is outside the service's loadBalancerSourceRanges",
+        Bandwidth = 13 "pod exceeds its bandwidth",
+        NoTunnelRoute = 14 "no node is known for the destination",
+        HeaderChain = 15 "IPv6 header chain is too long to find the ports",
     }
 }
 
@@ -67,6 +73,11 @@ numbered! {
         Socket = 3 "service resolved at a socket",
         NewFlow = 4 "translated flow opened",
         Translated = 5 "packet translated",
+        ToTunnel = 6 "sent through the tunnel",
+        Reflected = 7 "sent back out by XDP",
+        XdpPassed = 8 "left by XDP to the next program",
+        Announced = 9 "ARP or neighbour solicitation answered",
+        PolicyAllowed = 10 "flow allowed by a policy",
     }
 }
 
@@ -87,22 +98,47 @@ pub struct Counter {
 
 abi!(Counter, size 16, align 8, { packets @ 0, bytes @ 8 });
 
-/// A dropped packet.
+/// Something that happened to a packet or a connection.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DropEvent {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Event {
     /// When, in nanoseconds of `CLOCK_MONOTONIC`.
     pub time: u64,
-    /// The packet's tuple as far as it could be read.
-    pub tuple: Tuple,
-    /// Number of the [`DropReason`].
+    /// Source address in its wide form.
+    pub source: Address6,
+    /// Destination address in its wide form.
+    pub destination: Address6,
+    /// The destination after translation, in its wide form; zero where nothing was translated.
+    pub becomes: Address6,
+    /// Source port, in the host's order; a drop at a socket has none.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// Destination port after translation.
+    pub becomes_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// [`EVENT_DROP`], [`EVENT_FLOW`] or [`EVENT_VERDICT`].
+    pub kind: u8,
+    /// Of a drop, the number of the [`DropReason`]; of a flow, [`crate::conntrack::Conntrack::kind`]; of a verdict,
+    /// [`crate::policy::INGRESS`] or [`crate::policy::EGRESS`].
     pub reason: u32,
-    /// Interface index on which the packet was seen.
+    /// Interface index on which the packet was seen; zero at a socket.
     pub ifindex: u32,
-    /// The packet's length in bytes.
+    /// The packet's length in bytes; zero at a socket.
     pub length: u32,
-    /// Always zero.
-    pub _pad: u32,
+    /// Of a verdict and of a policy's drop, the peer's identity.
+    pub identity: u32,
 }
 
-abi!(DropEvent, size 40, align 8, { time @ 0, tuple @ 8, reason @ 24, ifindex @ 28, length @ 32, _pad @ 36 });
+abi!(Event, size 80, align 8, {
+    time @ 0, source @ 8, destination @ 24, becomes @ 40, source_port @ 56, destination_port @ 58, becomes_port @ 60,
+    protocol @ 62, kind @ 63, reason @ 64, ifindex @ 68, length @ 72, identity @ 76,
+});
+
+/// [`Event`] kind: refused; always written while somebody listens to drops.
+pub const EVENT_DROP: u8 = 1;
+/// [`Event`] kind: a translated flow was opened, or a service resolved at a socket.
+pub const EVENT_FLOW: u8 = 2;
+/// [`Event`] kind: a policy let a flow's first packet pass.
+pub const EVENT_VERDICT: u8 = 3;

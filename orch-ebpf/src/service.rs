@@ -1,44 +1,48 @@
 //! Services: from an address that clients use to the backends that answer.
 //!
-//! A service names a pool and how many slots it has; a slot names a backend. One choice of a slot number is one
-//! choice of a backend, whatever the number of services and backends. A reader always sees a slot and a backend for
-//! every number below the count: writers fill backends, then slots, then the count, and empty in the reverse order.
+//! A service names a pool and how many slots it has; a slot names a backend. One choice of a slot's number is one
+//! choice of a backend, whatever the number of services and backends. For clients in the cluster a pool has a slot for
+//! each backend and the number is random; for clients outside it is a Maglev table (Eisenbud and others, NSDI 2016)
+//! and the number is the flow's hash, so that every node chooses alike and few flows move when a backend does. Slots
+//! stand in chunks. A reader always sees a slot and a backend for every number below the count: writers fill backends,
+//! then chunks, then the count, and empty in the reverse order.
 
-use crate::{Address, abi};
+use crate::abi;
 
-/// Name of the hash from [`ServiceKey`] to [`Service`].
+/// Start of the name of the hashes from [`ServiceKey`] to [`Service`].
 pub const SERVICES_MAP: &str = "ORCH_SERVICES";
-/// Name of the hash from [`SlotKey`] to [`Slot`].
+/// Name of the hash from [`ChunkKey`] to [`Chunk`].
 pub const SLOTS_MAP: &str = "ORCH_SLOTS";
-/// Name of the hash from backend number to [`Backend`].
+/// Start of the name of the hashes from [`BackendKey`] to [`Backend`]. The two families never share a number.
 pub const BACKENDS_MAP: &str = "ORCH_BACKENDS";
+/// Start of the name of the tries from [`SourceKey`] to [`Source`].
+pub const SOURCES_MAP: &str = "ORCH_SOURCES";
 /// Name of the LRU hash from [`AffinityKey`] to [`Affinity`].
 pub const AFFINITY_MAP: &str = "ORCH_AFFINITY";
-/// Name of the LRU hash from [`SocketKey`] to [`SocketOrigin`].
+/// Start of the name of the LRU hashes from [`SocketKey`] to [`SocketOrigin`].
 pub const SOCKETS_MAP: &str = "ORCH_SOCKETS";
-/// Most service ports.
-pub const SERVICES_MAX: usize = 131_072;
-/// Most slots of all pools together.
-pub const SLOTS_MAX: usize = 1_048_576;
-/// Most different backends.
-pub const BACKENDS_MAX: usize = 524_288;
+/// Most service ports of one family.
+pub const SERVICES_MAX: usize = 262_144;
+/// Most chunks of all pools together.
+pub const SLOTS_MAX: usize = 2_097_152;
+/// Most different backends of one family.
+pub const BACKENDS_MAX: usize = 1_048_576;
+/// Most source ranges of one family.
+pub const SOURCES_MAX: usize = 65_536;
 /// Most clients with session affinity that are remembered.
 pub const AFFINITY_MAX: usize = 65_536;
-/// Most sockets whose original destination is remembered.
+/// Most sockets of one family whose original destination is remembered.
 pub const SOCKETS_MAX: usize = 65_536;
-
-/// Address that stands for every address of the node, in the key of a NodePort.
-pub const ANY_ADDRESS: Address = [0; 4];
 
 /// An address and port that clients use.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ServiceKey {
-    /// The service's address, or [`ANY_ADDRESS`].
-    pub address: Address,
+pub struct ServiceKey<A> {
+    /// The service's address, or [`crate::Address::ANY`] for every address of the node.
+    pub address: A,
     /// The service's port, in the host's order.
     pub port: u16,
-    /// [`crate::PROTOCOL_TCP`] or [`crate::PROTOCOL_UDP`].
+    /// [`crate::PROTOCOL_TCP`], [`crate::PROTOCOL_UDP`] or [`crate::PROTOCOL_SCTP`].
     pub protocol: u8,
     /// [`SCOPE_INTERNAL`] or [`SCOPE_EXTERNAL`].
     pub scope: u8,
@@ -49,7 +53,7 @@ pub const SCOPE_INTERNAL: u8 = 0;
 /// [`ServiceKey`] scope: for packets from outside, under `externalTrafficPolicy`.
 pub const SCOPE_EXTERNAL: u8 = 1;
 
-abi!(ServiceKey, size 8, align 2, { address @ 0, port @ 4, protocol @ 6, scope @ 7 });
+abi!(both ServiceKey { size 8, align 2, { address @ 0, port @ 4, protocol @ 6, scope @ 7 } } { size 20, align 2, { address @ 0, port @ 16, protocol @ 18, scope @ 19 } });
 
 /// Where a service leads.
 #[repr(C)]
@@ -61,31 +65,43 @@ pub struct Service {
     pub count: u32,
     /// Seconds for which a client keeps its backend; zero for no session affinity.
     pub affinity_seconds: u32,
+    /// [`SERVICE_SOURCES`] and its siblings.
+    pub flags: u32,
 }
 
-abi!(Service, size 12, align 4, { pool @ 0, count @ 4, affinity_seconds @ 8 });
+/// Flag of [`Service`]: only the sources listed for the pool in [`SOURCES_MAP`] may use it
+/// (`spec.loadBalancerSourceRanges`).
+pub const SERVICE_SOURCES: u32 = 1;
+/// Flag of [`Service`]: without a backend a packet is dropped and not refused: `externalTrafficPolicy: Local` or
+/// `internalTrafficPolicy: Local` on a node without an endpoint.
+pub const SERVICE_LOCAL: u32 = 2;
 
-/// A slot of a pool.
+abi!(Service, size 16, align 4, { pool @ 0, count @ 4, affinity_seconds @ 8, flags @ 12 });
+
+/// Slots of a chunk.
+pub const CHUNK_SLOTS: usize = 16;
+
+/// A chunk of a pool's slots.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SlotKey {
-    /// The pool's number.
+pub struct ChunkKey {
+    /// The pool's number; the two families never share one.
     pub pool: u32,
-    /// The slot's number, from zero.
-    pub slot: u32,
+    /// Number of the chunk: that of its first slot divided by [`CHUNK_SLOTS`].
+    pub chunk: u32,
 }
 
-abi!(SlotKey, size 8, align 4, { pool @ 0, slot @ 4 });
+abi!(ChunkKey, size 8, align 4, { pool @ 0, chunk @ 4 });
 
-/// What a slot holds.
+/// The numbers of the backends in a chunk's slots; zero where no slot is in use.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Slot {
-    /// The backend's number.
-    pub backend: u32,
+pub struct Chunk {
+    /// By slot.
+    pub backends: [u32; CHUNK_SLOTS],
 }
 
-abi!(Slot, size 4, align 4, { backend @ 0 });
+abi!(Chunk, size 64, align 4, { backends @ 0 });
 
 /// The number of a backend, the key of its map.
 #[repr(C)]
@@ -100,28 +116,52 @@ abi!(BackendKey, size 4, align 4, { id @ 0 });
 /// An endpoint that answers for services.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Backend {
+pub struct Backend<A> {
     /// The endpoint's address.
-    pub address: Address,
+    pub address: A,
     /// The endpoint's port, in the host's order.
     pub port: u16,
-    /// [`crate::PROTOCOL_TCP`] or [`crate::PROTOCOL_UDP`].
+    /// [`crate::PROTOCOL_TCP`], [`crate::PROTOCOL_UDP`] or [`crate::PROTOCOL_SCTP`].
     pub protocol: u8,
     /// [`BACKEND_LOCAL`] or zero.
     pub flags: u8,
+    /// Address of the node that the endpoint is on, in the same family; zero where it has none or is not known.
+    pub node: A,
 }
 
 /// Flag of [`Backend`]: on this node, so that a packet from outside keeps its source address.
 pub const BACKEND_LOCAL: u8 = 1;
 
-abi!(Backend, size 8, align 2, { address @ 0, port @ 4, protocol @ 6, flags @ 7 });
+abi!(both Backend { size 12, align 2, { address @ 0, port @ 4, protocol @ 6, flags @ 7, node @ 8 } } { size 36, align 2, { address @ 0, port @ 16, protocol @ 18, flags @ 19, node @ 20 } });
+
+/// A network from which a service may be used. In the trie the prefix length counts the pool's 32 bits as well.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceKey<A> {
+    /// Number of the service's pool.
+    pub pool: u32,
+    /// First address of the network.
+    pub address: A,
+}
+
+abi!(both SourceKey { size 8, align 4, { pool @ 0, address @ 4 } } { size 20, align 4, { pool @ 0, address @ 4 } });
+
+/// What a source range says.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Source {
+    /// Always one.
+    pub allowed: u32,
+}
+
+abi!(Source, size 4, align 4, { allowed @ 0 });
 
 /// A client of a pool with session affinity.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct AffinityKey {
-    /// The client: its address in the low four bytes, or the cookie of its network namespace.
-    pub client: u64,
+    /// The client's address in its wide form, or in the first eight bytes the cookie of its network namespace.
+    pub client: Address6,
     /// The pool's number.
     pub pool: u32,
     /// [`CLIENT_ADDRESS`] or [`CLIENT_NAMESPACE`].
@@ -133,7 +173,7 @@ pub const CLIENT_ADDRESS: u32 = 0;
 /// [`AffinityKey`] kind: the client is a network namespace, at the socket hooks.
 pub const CLIENT_NAMESPACE: u32 = 1;
 
-abi!(AffinityKey, size 16, align 8, { client @ 0, pool @ 8, client_kind @ 12 });
+abi!(AffinityKey, size 24, align 4, { client @ 0, pool @ 16, client_kind @ 20 });
 
 /// The backend that a client keeps.
 #[repr(C)]
@@ -152,29 +192,29 @@ abi!(Affinity, size 16, align 8, { last_used @ 0, backend @ 8, _pad @ 12 });
 /// A socket and the backend it talks to.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct SocketKey {
-    /// The kernel's cookie of the socket.
-    pub cookie: u64,
+pub struct SocketKey<A> {
+    /// The kernel's cookie of the socket, its low half first.
+    pub cookie: [u32; 2],
     /// The backend's address.
-    pub address: Address,
+    pub address: A,
     /// The backend's port, in the host's order.
     pub port: u16,
     /// Always zero.
     pub _pad: u16,
 }
 
-abi!(SocketKey, size 16, align 8, { cookie @ 0, address @ 8, port @ 12, _pad @ 14 });
+abi!(both SocketKey { size 16, align 4, { cookie @ 0, address @ 8, port @ 12, _pad @ 14 } } { size 28, align 4, { cookie @ 0, address @ 8, port @ 24, _pad @ 26 } });
 
 /// The address that the socket's owner asked for.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SocketOrigin {
+pub struct SocketOrigin<A> {
     /// The service's address.
-    pub address: Address,
+    pub address: A,
     /// The service's port, in the host's order.
     pub port: u16,
     /// Always zero.
     pub _pad: u16,
 }
 
-abi!(SocketOrigin, size 8, align 2, { address @ 0, port @ 4, _pad @ 6 });
+abi!(both SocketOrigin { size 8, align 2, { address @ 0, port @ 4, _pad @ 6 } } { size 20, align 2, { address @ 0, port @ 16, _pad @ 18 } });

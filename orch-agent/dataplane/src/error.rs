@@ -13,10 +13,10 @@ pub enum DataplaneError {
     NoPodCidr,
     /// Every address of the pod CIDR is in use.
     #[error("every address of {0} is in use")]
-    AddressesExhausted(ipnet::Ipv4Net),
+    AddressesExhausted(ipnet::IpNet),
     /// The pod CIDR holds no usable address.
     #[error("the pod CIDR {0} holds no usable address")]
-    PodCidrTooSmall(ipnet::Ipv4Net),
+    PodCidrTooSmall(ipnet::IpNet),
     /// The interface does not exist in the agent's network namespace.
     #[error("no interface named {0:?}")]
     NoInterface(String),
@@ -68,7 +68,15 @@ pub enum DataplaneError {
         /// The kernel's answer.
         source: Box<aya::maps::MapError>,
     },
+    /// A pinned map cannot be opened.
+    #[error("open the pinned map {name}: {source}; is this the data plane of a running agent of this version?")]
+    Pinned {
+        /// The map's name.
+        name: String,
+        /// The kernel's answer.
+        source: Box<aya::maps::MapError>,
+    },
     /// The object lacks a map or program that this agent expects.
     #[error("the eBPF object has no {0}: run `cargo xtask build-ebpf` and build again")]
-    Missing(&'static str),
+    Missing(String),
 }

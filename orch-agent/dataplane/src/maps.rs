@@ -1,43 +1,61 @@
-//! The pinned maps, typed, and the one interpreter of [`MapOp`].
+//! The pinned maps, typed, once for each family of addresses.
 
 use std::path::{Path, PathBuf};
 
 use aya::{
-    Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+    Ebpf, Pod,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
 };
 use orch_ebpf::{
-    Address,
-    config::{CONFIG_MAP, Config, NODES_MAP, Node},
+    Address, Address4, Address6,
+    bandwidth::{BUCKETS_MAP, Bucket, BucketKey},
+    config::{ANNOUNCED_MAP, Announced, CONFIG_MAP, Config, NODES_MAP, Node, ROUTES_MAP, Route},
     conntrack::{CONNTRACK_MAP, Conntrack, FRAGMENTS_MAP, Tuple},
     endpoint::{ENDPOINTS_MAP, Endpoint},
     event::{Counter, EVENTS_MAP, METRICS_MAP},
+    policy::{IDENTITIES_MAP, Identity, RULES_MAP, Rule, RuleKey},
     service::{
-        AFFINITY_MAP, BACKENDS_MAP, Backend, BackendKey, SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, Service,
-        ServiceKey, Slot, SlotKey,
+        AFFINITY_MAP, Affinity, AffinityKey, BACKENDS_MAP, Backend, BackendKey, Chunk, ChunkKey,
+        SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, Source, SourceKey,
     },
 };
 
-use crate::{
-    DataplaneError,
-    plan::{MapOp, Planner},
-};
+use crate::DataplaneError;
 
-/// Every map of the ABI.
-pub const NAMES: [&str; 12] = [
+/// The maps that both families share.
+const SHARED: [&str; 7] = [
     CONFIG_MAP,
-    NODES_MAP,
-    SERVICES_MAP,
     SLOTS_MAP,
-    BACKENDS_MAP,
     AFFINITY_MAP,
+    BUCKETS_MAP,
+    RULES_MAP,
+    EVENTS_MAP,
+    METRICS_MAP,
+];
+
+/// The maps that each family has of its own, without the family's suffix.
+const OF_FAMILY: [&str; 11] = [
+    NODES_MAP,
+    ROUTES_MAP,
+    ANNOUNCED_MAP,
+    SERVICES_MAP,
+    BACKENDS_MAP,
+    SOURCES_MAP,
     SOCKETS_MAP,
     ENDPOINTS_MAP,
     CONNTRACK_MAP,
     FRAGMENTS_MAP,
-    EVENTS_MAP,
-    METRICS_MAP,
+    IDENTITIES_MAP,
 ];
+
+/// Every map of the ABI.
+pub fn names() -> impl Iterator<Item = String> {
+    let families = [Address4::SUFFIX, Address6::SUFFIX];
+    let of_family = OF_FAMILY
+        .into_iter()
+        .flat_map(move |name| families.map(|suffix| format!("{name}{suffix}")));
+    SHARED.into_iter().map(str::to_owned).chain(of_family)
+}
 
 /// Where the maps are pinned.
 #[must_use]
@@ -45,24 +63,50 @@ pub fn folder(bpf_root: &Path) -> PathBuf {
     bpf_root.join("maps")
 }
 
+/// A type whose values are both an address and bytes of a map.
+pub trait MapAddress: Address + Pod {}
+impl<A: Address + Pod> MapAddress for A {}
+
+/// One family's maps that the agent reads and writes.
+pub struct FamilyMaps<A: MapAddress> {
+    /// Addresses of nodes.
+    pub nodes: HashMap<MapData, A, Node>,
+    /// What goes through the tunnel.
+    pub routes: LpmTrie<MapData, A, Route>,
+    /// Addresses that this node answers for.
+    pub announced: HashMap<MapData, A, Announced>,
+    /// Services.
+    pub services: HashMap<MapData, ServiceKey<A>, Service>,
+    /// Backends.
+    pub backends: HashMap<MapData, BackendKey, Backend<A>>,
+    /// Source ranges of services.
+    pub sources: LpmTrie<MapData, SourceKey<A>, Source>,
+    /// Local pods.
+    pub endpoints: HashMap<MapData, A, Endpoint>,
+    /// Translated flows.
+    pub conntrack: HashMap<MapData, Tuple<A>, Conntrack<A>>,
+    /// Identities of addresses.
+    pub identities: LpmTrie<MapData, A, Identity>,
+}
+
 /// The maps that the agent reads and writes.
 pub struct Maps {
     /// The node's settings.
     pub config: Array<MapData, Config>,
-    /// Addresses of nodes.
-    pub nodes: HashMap<MapData, Address, Node>,
-    /// Services.
-    pub services: HashMap<MapData, ServiceKey, Service>,
-    /// Slots.
-    pub slots: HashMap<MapData, SlotKey, Slot>,
-    /// Backends.
-    pub backends: HashMap<MapData, BackendKey, Backend>,
-    /// Local pods.
-    pub endpoints: HashMap<MapData, Address, Endpoint>,
-    /// Translated flows.
-    pub conntrack: HashMap<MapData, Tuple, Conntrack>,
+    /// Slots of pools.
+    pub slots: HashMap<MapData, ChunkKey, Chunk>,
+    /// Who keeps which backend.
+    pub affinity: HashMap<MapData, AffinityKey, Affinity>,
+    /// Limits of bandwidth.
+    pub buckets: HashMap<MapData, BucketKey, Bucket>,
+    /// Rules of policies.
+    pub rules: LpmTrie<MapData, RuleKey, Rule>,
     /// Counters.
     pub metrics: PerCpuArray<MapData, Counter>,
+    /// IPv4's.
+    pub v4: FamilyMaps<Address4>,
+    /// IPv6's.
+    pub v6: FamilyMaps<Address6>,
 }
 
 /// Wraps a map's error with its name.
@@ -75,112 +119,33 @@ pub fn failed(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
 
 fn open<T>(
     name: &'static str,
-    find: &mut impl FnMut(&'static str) -> Result<Map, DataplaneError>,
+    suffix: &str,
+    find: &mut impl FnMut(&str) -> Result<Map, DataplaneError>,
 ) -> Result<T, DataplaneError>
 where
     T: TryFrom<Map, Error = MapError>,
 {
-    find(name)?.try_into().map_err(failed(name))
+    find(&format!("{name}{suffix}"))?.try_into().map_err(failed(name))
 }
 
-impl Maps {
-    /// Takes the maps out of a loaded object.
-    ///
-    /// # Errors
-    /// When the object lacks one or one has another shape.
-    pub fn of(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
-        Self::collect(|name| ebpf.take_map(name).ok_or(DataplaneError::Missing(name)))
-    }
-
-    /// Opens the pinned maps under `bpf_root`, for reading beside a running agent.
-    ///
-    /// # Errors
-    /// When one is not there or has another shape.
-    pub fn pinned(bpf_root: &Path) -> Result<Self, DataplaneError> {
-        Self::collect(|name| {
-            MapData::from_pin(folder(bpf_root).join(name))
-                .and_then(Map::from_map_data)
-                .map_err(failed(name))
-        })
-    }
-
-    fn collect(
-        mut find: impl FnMut(&'static str) -> Result<Map, DataplaneError>,
-    ) -> Result<Self, DataplaneError> {
+impl<A: MapAddress> FamilyMaps<A> {
+    fn collect(find: &mut impl FnMut(&str) -> Result<Map, DataplaneError>) -> Result<Self, DataplaneError> {
         Ok(Self {
-            config: open(CONFIG_MAP, &mut find)?,
-            nodes: open(NODES_MAP, &mut find)?,
-            services: open(SERVICES_MAP, &mut find)?,
-            slots: open(SLOTS_MAP, &mut find)?,
-            backends: open(BACKENDS_MAP, &mut find)?,
-            endpoints: open(ENDPOINTS_MAP, &mut find)?,
-            conntrack: open(CONNTRACK_MAP, &mut find)?,
-            metrics: open(METRICS_MAP, &mut find)?,
+            nodes: open(NODES_MAP, A::SUFFIX, find)?,
+            routes: open(ROUTES_MAP, A::SUFFIX, find)?,
+            announced: open(ANNOUNCED_MAP, A::SUFFIX, find)?,
+            services: open(SERVICES_MAP, A::SUFFIX, find)?,
+            backends: open(BACKENDS_MAP, A::SUFFIX, find)?,
+            sources: open(SOURCES_MAP, A::SUFFIX, find)?,
+            endpoints: open(ENDPOINTS_MAP, A::SUFFIX, find)?,
+            conntrack: open(CONNTRACK_MAP, A::SUFFIX, find)?,
+            identities: open(IDENTITIES_MAP, A::SUFFIX, find)?,
         })
     }
 
-    /// A planner that starts from what the maps hold.
-    ///
-    /// # Errors
-    /// When a map cannot be read.
-    pub fn planner(&self) -> Result<Planner, DataplaneError> {
-        let services: Vec<_> = self
-            .services
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(failed(SERVICES_MAP))?;
-        let slots: Vec<_> = self
-            .slots
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(failed(SLOTS_MAP))?;
-        let backends: Vec<(BackendKey, Backend)> = self
-            .backends
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(failed(BACKENDS_MAP))?;
-        Ok(Planner::adopt(
-            services,
-            slots,
-            backends.into_iter().map(|(key, backend)| (key.id, backend)),
-        ))
-    }
-
-    /// Carries out the operations in their order.
-    ///
-    /// # Errors
-    /// The first that the kernel refuses; those after it are not tried, so the order's promise holds.
-    pub fn apply(&mut self, ops: &[MapOp]) -> Result<(), DataplaneError> {
-        for op in ops {
-            match *op {
-                MapOp::PutBackend(id, backend) => {
-                    self.backends
-                        .insert(BackendKey { id }, backend, 0)
-                        .map_err(failed(BACKENDS_MAP))?;
-                }
-                MapOp::PutSlot(key, slot) => {
-                    self.slots.insert(key, slot, 0).map_err(failed(SLOTS_MAP))?;
-                }
-                MapOp::PutService(key, service) => {
-                    self.services
-                        .insert(key, service, 0)
-                        .map_err(failed(SERVICES_MAP))?;
-                }
-                MapOp::RemoveService(key) => {
-                    gone_or(self.services.remove(&key)).map_err(failed(SERVICES_MAP))?;
-                }
-                MapOp::RemoveSlot(key) => gone_or(self.slots.remove(&key)).map_err(failed(SLOTS_MAP))?,
-                MapOp::RemoveBackend(id, _) => {
-                    gone_or(self.backends.remove(&BackendKey { id })).map_err(failed(BACKENDS_MAP))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Forgets every translated flow that `over` names.
-    pub fn forget_flows(&mut self, over: impl Fn(&Tuple, &Conntrack) -> bool) -> usize {
-        let keys: Vec<Tuple> = self
+    /// Forgets every flow that `over` names.
+    pub fn forget_flows(&mut self, over: impl Fn(&Tuple<A>, &Conntrack<A>) -> bool) -> usize {
+        let keys: Vec<Tuple<A>> = self
             .conntrack
             .iter()
             .filter_map(Result::ok)
@@ -191,6 +156,47 @@ impl Maps {
         keys.iter()
             .filter(|key| self.conntrack.remove(key).is_ok())
             .count()
+    }
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    ///
+    /// # Errors
+    /// When the object lacks one or one has another shape.
+    pub fn of(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+        Self::collect(|name| {
+            ebpf.take_map(name)
+                .ok_or_else(|| DataplaneError::Missing(name.to_owned()))
+        })
+    }
+
+    /// Opens the pinned maps under `bpf_root`, for reading beside a running agent.
+    ///
+    /// # Errors
+    /// When one is not there or has another shape.
+    pub fn pinned(bpf_root: &Path) -> Result<Self, DataplaneError> {
+        Self::collect(|name| {
+            MapData::from_pin(folder(bpf_root).join(name))
+                .and_then(Map::from_map_data)
+                .map_err(|source| DataplaneError::Pinned {
+                    name: name.to_owned(),
+                    source: Box::new(source),
+                })
+        })
+    }
+
+    fn collect(mut find: impl FnMut(&str) -> Result<Map, DataplaneError>) -> Result<Self, DataplaneError> {
+        Ok(Self {
+            config: open(CONFIG_MAP, "", &mut find)?,
+            slots: open(SLOTS_MAP, "", &mut find)?,
+            affinity: open(AFFINITY_MAP, "", &mut find)?,
+            buckets: open(BUCKETS_MAP, "", &mut find)?,
+            rules: open(RULES_MAP, "", &mut find)?,
+            metrics: open(METRICS_MAP, "", &mut find)?,
+            v4: FamilyMaps::collect(&mut find)?,
+            v6: FamilyMaps::collect(&mut find)?,
+        })
     }
 }
 
