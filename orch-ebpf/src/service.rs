@@ -7,7 +7,7 @@
 //! stand in chunks. A reader always sees a slot and a backend for every number below the count: writers fill backends,
 //! then chunks, then the count, and empty in the reverse order.
 
-use crate::abi;
+use crate::{Address6, abi};
 
 /// Start of the name of the hashes from [`ServiceKey`] to [`Service`].
 pub const SERVICES_MAP: &str = "ORCH_SERVICES";
