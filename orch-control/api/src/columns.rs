@@ -3,6 +3,7 @@
 mod core;
 pub(crate) mod duration;
 mod endpoint;
+mod networking;
 mod node;
 mod pod;
 mod pod_status;
@@ -12,6 +13,7 @@ pub use self::core::{
     CONFIG_MAP, EVENT, EVENTS_V1, LEASE, NAME_AND_AGE, NAMESPACE, SECRET, SERVICE, SERVICE_ACCOUNT,
 };
 pub use endpoint::{ENDPOINT_SLICE, ENDPOINTS};
+pub use networking::{INGRESS, INGRESS_CLASS, IP_ADDRESS, NETWORK_POLICY, SERVICE_CIDR};
 pub use node::NODE;
 pub use pod::POD;
 pub use workload::{DEPLOYMENT, REPLICA_SET};

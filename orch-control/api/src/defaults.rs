@@ -1,8 +1,10 @@
 //! The defaults that Kubernetes documents, one function a kind. All are idempotent.
 
+mod networking;
 mod pod;
 mod service;
 
+pub(crate) use networking::{ingress_class, network_policy};
 pub(crate) use pod::{pod, pod_spec, qos_class};
 pub(crate) use service::{keep_allocations, service};
 

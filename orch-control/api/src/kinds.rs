@@ -258,6 +258,69 @@ pub static KINDS: &[Kind] = &[
         columns: columns::ENDPOINT_SLICE,
         ..CORE
     },
+    Kind {
+        kind: "IngressClass",
+        list_kind: "IngressClassList",
+        plural: "ingressclasses",
+        singular: "ingressclass",
+        namespaced: false,
+        registry_prefix: "/registry/ingressclasses",
+        schema: "io.k8s.api.networking.v1.IngressClass",
+        strategy: &s::IngressClass,
+        columns: columns::INGRESS_CLASS,
+        ..NETWORKING
+    },
+    Kind {
+        kind: "Ingress",
+        list_kind: "IngressList",
+        plural: "ingresses",
+        singular: "ingress",
+        short_names: &["ing"],
+        registry_prefix: "/registry/ingress",
+        subresources: &[Subresource::Status],
+        schema: "io.k8s.api.networking.v1.Ingress",
+        strategy: &s::Ingress,
+        columns: columns::INGRESS,
+        ..NETWORKING
+    },
+    Kind {
+        kind: "IPAddress",
+        list_kind: "IPAddressList",
+        plural: "ipaddresses",
+        singular: "ipaddress",
+        short_names: &["ip"],
+        namespaced: false,
+        registry_prefix: "/registry/ipaddresses",
+        schema: "io.k8s.api.networking.v1.IPAddress",
+        strategy: &s::IpAddress,
+        columns: columns::IP_ADDRESS,
+        ..NETWORKING
+    },
+    Kind {
+        kind: "NetworkPolicy",
+        list_kind: "NetworkPolicyList",
+        plural: "networkpolicies",
+        singular: "networkpolicy",
+        short_names: &["netpol"],
+        registry_prefix: "/registry/networkpolicies",
+        schema: "io.k8s.api.networking.v1.NetworkPolicy",
+        strategy: &s::NetworkPolicy,
+        columns: columns::NETWORK_POLICY,
+        ..NETWORKING
+    },
+    Kind {
+        kind: "ServiceCIDR",
+        list_kind: "ServiceCIDRList",
+        plural: "servicecidrs",
+        singular: "servicecidr",
+        namespaced: false,
+        registry_prefix: "/registry/servicecidrs",
+        subresources: &[Subresource::Status],
+        schema: "io.k8s.api.networking.v1.ServiceCIDR",
+        strategy: &s::ServiceCidr,
+        columns: columns::SERVICE_CIDR,
+        ..NETWORKING
+    },
 ];
 
 /// What most kinds share: core/v1, namespaced, stored as served.
@@ -281,6 +344,11 @@ const CORE: Kind = Kind {
 
 const APPS: Kind = Kind {
     group: "apps",
+    ..CORE
+};
+
+const NETWORKING: Kind = Kind {
+    group: "networking.k8s.io",
     ..CORE
 };
 

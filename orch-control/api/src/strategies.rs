@@ -1,8 +1,10 @@
 //! The strategies of the built-in kinds: which defaults, preparations and validations each one runs.
 
 mod event;
+mod networking;
 
 pub use event::{Event, EventsV1, event_from_core, event_to_core};
+pub use networking::{Ingress, IngressClass, IpAddress, NetworkPolicy, ServiceCidr};
 
 use serde_json::{Value, json};
 

@@ -1,12 +1,17 @@
 //! The rules of Kubernetes for what an object may hold, with its paths and messages.
 
+pub(crate) mod address;
 pub(crate) mod container;
+pub(crate) mod ingress;
 pub(crate) mod metadata;
 pub mod names;
+pub(crate) mod network_policy;
 pub(crate) mod other;
 pub(crate) mod pod;
 pub(crate) mod pod_update;
+pub(crate) mod selector;
 pub(crate) mod service;
+pub(crate) mod service_cidr;
 pub(crate) mod volume;
 pub(crate) mod workload;
 

@@ -170,6 +170,42 @@ fn events_and_endpoints() {
 }
 
 #[test]
+fn networking() {
+    check(
+        "networkpolicies",
+        json!({"metadata": {"name": "n"}, "spec": {"podSelector": {"matchLabels": {"a": "b"}}}}),
+        &[("Pod-Selector", json!("a=b"))],
+    );
+    let rules: Vec<Value> = (1..5).map(|i| json!({"host": format!("h{i}.io")})).collect();
+    check(
+        "ingresses",
+        json!({"metadata": {}, "spec": {"rules": rules, "tls": [{}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}, {"hostname": "a.io"}]}}}),
+        &[
+            ("Class", json!("<none>")),
+            ("Hosts", json!("h1.io,h2.io,h3.io + 1 more...")),
+            ("Address", json!("1.2.3.4,a.io")),
+            ("Ports", json!("80, 443")),
+        ],
+    );
+    check(
+        "ingressclasses",
+        json!({"metadata": {}, "spec": {"controller": "a.io/b", "parameters": {"apiGroup": "x.io", "kind": "K", "name": "n"}}}),
+        &[("Parameters", json!("K.x.io/n"))],
+    );
+    check(
+        "ipaddresses",
+        json!({"metadata": {}, "spec": {"parentRef": {"group": "", "resource": "services", "namespace": "default", "name": "s"}}}),
+        &[("ParentRef", json!("services/default/s"))],
+    );
+    check(
+        "servicecidrs",
+        json!({"metadata": {}, "spec": {"cidrs": ["10.0.0.0/16", "fd00::/112"]}}),
+        &[("CIDRs", json!("10.0.0.0/16,fd00::/112"))],
+    );
+}
+
+#[test]
 fn every_kind_renders_anything() {
     for kind in crate::KINDS {
         for obj in [

@@ -16,6 +16,8 @@ const CONFIG_KEY: &str = "a valid config key must consist of alphanumeric charac
 const ENV_NAME: &str =
     "a valid environment variable name must consist only of printable ASCII characters other than '='";
 
+const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+
 fn too_long(max: usize) -> String {
     format!("must be no more than {max} bytes")
 }
@@ -55,6 +57,39 @@ pub fn dns_label_faults(text: &str) -> Vec<String> {
 /// An RFC 1123 subdomain.
 pub fn dns_subdomain_faults(text: &str) -> Vec<String> {
     collect(text, SUBDOMAIN_MAX, text.split('.').all(is_label), SUBDOMAIN)
+}
+
+/// An RFC 1123 subdomain whose first label is `*`.
+pub fn wildcard_subdomain_faults(text: &str) -> Vec<String> {
+    let fits = text
+        .strip_prefix("*.")
+        .is_some_and(|rest| rest.split('.').all(is_label));
+    collect(text, SUBDOMAIN_MAX, fits, WILDCARD)
+}
+
+/// A domain and a path below it, as in `acme.io/foo`.
+pub fn domain_prefixed_path_faults(text: &str) -> Vec<String> {
+    let Some((domain, path)) = text.split_once('/').filter(|(_, path)| !path.is_empty()) else {
+        return vec!["must be a domain-prefixed path (such as \"acme.io/foo\")".to_owned()];
+    };
+    let mut out = dns_subdomain_faults(domain);
+    let in_path = |c: char| c.is_ascii_alphanumeric() || "/-._~%!$&'()*+,;=:".contains(c);
+    if !path.chars().all(in_path) {
+        out.push("Invalid path: must be a valid URL path".to_owned());
+    }
+    out
+}
+
+/// A text that can stand in a URL's path by itself.
+pub fn path_segment_faults(text: &str) -> Vec<String> {
+    if matches!(text, "." | "..") {
+        return vec![format!("may not be '{text}'")];
+    }
+    ["/", "%"]
+        .iter()
+        .filter(|bad| text.contains(**bad))
+        .map(|bad| format!("may not contain '{bad}'"))
+        .collect()
 }
 
 /// An RFC 1035 label.
@@ -175,6 +210,17 @@ mod tests {
                 &["", ".", "a..b", "a_b", "a."],
             ),
             (dns_1035_label_faults, &["a1"], &["1a", ""]),
+            (
+                wildcard_subdomain_faults,
+                &["*.a.b"],
+                &["*", "*a.b", "a.*.b", "*.A", "*."],
+            ),
+            (
+                domain_prefixed_path_faults,
+                &["a.io/b", "a.io/b/c"],
+                &["a.io", "a.io/", "A/b", "a/b c"],
+            ),
+            (path_segment_faults, &["a", "a:b"], &[".", "..", "a/b", "a%b"]),
             (
                 label_key_faults,
                 &["a", "A_b.c", "x.io/a"],

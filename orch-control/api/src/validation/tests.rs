@@ -1,5 +1,7 @@
 //! Validation, case by case: a good object with one thing changed, and what is said about it.
 
+mod networking;
+
 use serde_json::{Value, json};
 
 use crate::Kind;
@@ -21,9 +23,20 @@ fn good(plural: &str) -> Value {
         }
         "endpoints" => json!({"subsets": [{"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80}]}]}),
         "events" => json!({"involvedObject": {"namespace": "n"}}),
+        "networkpolicies" => json!({"spec": {}}),
+        "ingresses" => {
+            json!({"spec": {"defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}}})
+        }
+        "ingressclasses" => json!({"spec": {"controller": "a.io/b"}}),
+        "ipaddresses" => {
+            json!({"spec": {"parentRef": {"group": "", "resource": "services", "namespace": "n", "name": "s"}}})
+        }
+        "servicecidrs" => json!({"spec": {"cidrs": ["10.0.0.0/24"]}}),
         _ => json!({}),
     };
-    obj["metadata"] = json!({"name": "x"});
+    // An IPAddress's name is the address.
+    let name = if plural == "ipaddresses" { "10.0.0.1" } else { "x" };
+    obj["metadata"] = json!({"name": name});
     if kind(plural).namespaced {
         obj["metadata"]["namespace"] = json!("n");
     }

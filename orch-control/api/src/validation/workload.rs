@@ -107,31 +107,7 @@ fn selector(selector: &Value, path: &Path, errors: &mut Vec<FieldError>) -> Opti
         errors.push(FieldError::invalid(path, serde_json::json!({}), why));
         return None;
     }
-    metadata::labels(&selector["matchLabels"], &path.child("matchLabels"), errors);
-    for (i, expression) in list(selector, &["matchExpressions"]).iter().enumerate() {
-        let path = path.child("matchExpressions").index(i);
-        let empty = list(expression, &["values"]).is_empty();
-        match text(expression, &["operator"]) {
-            "In" | "NotIn" if empty => {
-                let why = "must be specified when `operator` is 'In' or 'NotIn'";
-                errors.push(FieldError::required(&path.child("values"), why));
-            }
-            "Exists" | "DoesNotExist" if !empty => {
-                let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                errors.push(FieldError::forbidden(&path.child("values"), why));
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => {
-                errors.push(FieldError::invalid(
-                    &path.child("operator"),
-                    other,
-                    "not a valid selector operator",
-                ));
-            }
-        }
-        let key = text(expression, &["key"]);
-        super::faults(&path.child("key"), key, names::label_key_faults(key), errors);
-    }
+    super::selector::label_selector(selector, path, errors);
     LabelSelector::from_value(selector).ok()
 }
 

@@ -33,7 +33,7 @@ pub fn list_merge(schema: &str, field: &str) -> Option<ListMerge> {
         ("NodeSpec", "podCIDRs") => Set,
         ("NodeStatus", "addresses") => Key("type"),
         ("PodStatus" | "NodeStatus" | "NamespaceStatus" | "ServiceStatus", "conditions") => Key("type"),
-        ("DeploymentStatus" | "ReplicaSetStatus", "conditions") => Key("type"),
+        ("DeploymentStatus" | "ReplicaSetStatus" | "ServiceCIDRStatus", "conditions") => Key("type"),
         _ => return None,
     })
 }
