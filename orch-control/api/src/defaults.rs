@@ -6,12 +6,12 @@ mod service;
 
 pub(crate) use networking::{ingress_class, network_policy};
 pub(crate) use pod::{pod, pod_spec, qos_class};
-pub(crate) use service::{keep_allocations, service};
+pub(crate) use service::service;
 
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use crate::value::{at, child_mut, list_mut, metadata_mut, object_mut, set_default, text};
+use crate::value::{at, child_mut, is_empty, list_mut, metadata_mut, object_mut, set_default, text};
 
 /// apps/v1 Deployment.
 pub(crate) fn deployment(obj: &mut Value) {
@@ -66,9 +66,18 @@ pub(crate) fn secret(obj: &mut Value) {
     }
 }
 
-/// core/v1 Node: resources that can be handed out are all there are, unless said otherwise.
+/// core/v1 Node: resources that can be handed out are all there are, unless said otherwise, and the pod network is
+/// the first of the pod networks.
 pub(crate) fn node(obj: &mut Value) {
-    object_mut(obj).entry("spec").or_insert_with(|| json!({}));
+    let spec = child_mut(obj, "spec");
+    let first = spec.get("podCIDRs").and_then(|all| all.get(0)).cloned();
+    match (spec.get("podCIDR").filter(|one| !is_empty(one)).cloned(), first) {
+        (None, Some(first)) => drop(spec.insert("podCIDR".to_owned(), first)),
+        (Some(one), first) if first.as_ref() != Some(&one) => {
+            spec.insert("podCIDRs".to_owned(), json!([one]));
+        }
+        _ => {}
+    }
     let capacity = at(obj, &["status", "capacity"]).clone();
     let status = child_mut(obj, "status");
     if !capacity.is_null() {

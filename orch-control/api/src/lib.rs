@@ -17,6 +17,7 @@ pub mod patch;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
+pub mod service;
 pub mod strategies;
 pub mod strategy;
 pub mod table;

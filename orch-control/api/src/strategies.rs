@@ -222,7 +222,10 @@ impl Strategy for Service {
 
     fn prepare_update(&self, new: &mut Value, old: &Value) {
         keep_status(new, old);
-        defaults::keep_allocations(new, old);
+        crate::service::carry_over(new, Some(old));
+        if crate::service::service_type(new) != "LoadBalancer" && !at(new, &["status"]).is_null() {
+            child_mut(new, "status").insert("loadBalancer".to_owned(), json!({}));
+        }
     }
 
     fn validate(&self, obj: &Value) -> Vec<FieldError> {

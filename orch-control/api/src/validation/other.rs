@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::{faults, immutable, metadata, names, non_negative, one_of, port_number};
+use super::{
+    NOT_A_CIDR, faults, immutable, metadata, names, non_negative, non_special_ip, one_of, port_number,
+};
 use crate::field::{FieldError, Path};
 use crate::value::{entries, list, text};
 
@@ -146,18 +148,31 @@ pub(crate) fn node(obj: &Value) -> Vec<FieldError> {
         }
         seen.push(id);
     }
-    for (i, cidr) in list(obj, &["spec", "podCIDRs"]).iter().enumerate() {
+    pod_cidrs(obj, &mut errors);
+    errors
+}
+
+/// A node's pod networks: one of each family at the most.
+fn pod_cidrs(obj: &Value, errors: &mut Vec<FieldError>) {
+    let path = Path::new("spec").child("podCIDRs");
+    let all = list(obj, &["spec", "podCIDRs"]);
+    let mut families = Vec::new();
+    for (i, cidr) in all.iter().enumerate() {
         let cidr = cidr.as_str().unwrap_or_default();
-        if cidr.parse::<ipnet::IpNet>().is_err() {
-            let why = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-            errors.push(FieldError::invalid(
-                &Path::new("spec").child("podCIDRs").index(i),
-                cidr,
-                why,
-            ));
+        match cidr.parse::<ipnet::IpNet>() {
+            Ok(cidr) => families.push(cidr.addr().is_ipv4()),
+            Err(_) => errors.push(FieldError::invalid(&path.index(i), cidr, NOT_A_CIDR)),
         }
     }
-    errors
+    let alike = families.len() > 1 && (families.len() > 2 || families[0] == families[1]);
+    if alike {
+        let why = "may specify no more than one CIDR for each IP family";
+        errors.push(FieldError::invalid(
+            &path,
+            obj["spec"]["podCIDRs"].clone(),
+            why,
+        ));
+    }
 }
 
 /// An update of a Node: its pod network may be set once.
@@ -278,12 +293,9 @@ pub(crate) fn endpoints(obj: &Value) -> Vec<FieldError> {
 /// Checks an address; `v4` says which family it must be of, if one.
 fn address_ip(address: &str, path: &Path, v4: Option<bool>, errors: &mut Vec<FieldError>) {
     let why = match (address.parse::<IpAddr>(), v4) {
-        (Err(_), _) => "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
         (Ok(IpAddr::V6(_)), Some(true)) => "must be an IPv4 address",
         (Ok(IpAddr::V4(_)), Some(false)) => "must be an IPv6 address",
-        (Ok(ip), _) if ip.is_unspecified() => "may not be unspecified (0.0.0.0 or ::)",
-        (Ok(ip), _) if ip.is_loopback() => "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        _ => return,
+        _ => return non_special_ip(address, path, errors),
     };
     errors.push(FieldError::invalid(path, address, why));
 }

@@ -1,49 +1,89 @@
-//! Rules of services. Ranges of addresses and node ports are the allocator's.
+//! Rules of services. What the cluster has of families, addresses and node ports is the allocator's to say.
 
-use std::net::IpAddr;
+mod addresses;
+mod status;
+mod traffic;
+
+pub(crate) use addresses::cluster_ips;
 
 use serde_json::Value;
 
-use super::{faults, immutable, metadata, names, one_of, port_number, port_or_name};
+use super::{
+    faults, immutable_forbidden, metadata, names, non_special_ip, one_of, port_number, port_or_name,
+};
 use crate::field::{FieldError, Path};
-use crate::value::{list, text};
+use crate::service::{is_headless, needs_health_check, service_type};
+use crate::value::{is_empty, list, text};
 
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-const NOT_AN_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+/// Where a kubelet listens: a load balancer on a node's own addresses may not hide it.
+const KUBELET_PORT: i64 = 10250;
+const ONLY_LOAD_BALANCER: &str = "may only be used when `type` is 'LoadBalancer'";
 
 /// core/v1 Service.
 pub(crate) fn service(obj: &Value) -> Vec<FieldError> {
     let mut errors = metadata::object(obj, true, names::dns_label_faults);
     let (path, spec) = (Path::new("spec"), &obj["spec"]);
-    let kind = text(spec, &["type"]);
-    let headless = spec["clusterIP"] == "None";
-    one_of(&path.child("type"), &spec["type"], &TYPES, true, &mut errors);
-    one_of(
-        &path.child("sessionAffinity"),
-        &spec["sessionAffinity"],
-        &["ClientIP", "None"],
-        true,
-        &mut errors,
-    );
-    metadata::labels(&spec["selector"], &path.child("selector"), &mut errors);
-    if list(spec, &["ports"]).is_empty() && !headless && kind != "ExternalName" {
+    traffic::topology_annotations(obj, &mut errors);
+    if list(spec, &["ports"]).is_empty() && !is_headless(obj) && service_type(obj) != "ExternalName" {
         errors.push(FieldError::required(&path.child("ports"), ""));
     }
-    ports(spec, headless, &path.child("ports"), &mut errors);
-    if kind == "ExternalName" {
-        let name = text(spec, &["externalName"]).trim_end_matches('.');
-        if name.is_empty() {
-            errors.push(FieldError::required(&path.child("externalName"), ""));
-        } else {
-            faults(
-                &path.child("externalName"),
-                name,
-                names::dns_subdomain_faults(name),
-                &mut errors,
-            );
+    of_type(obj, &path, &mut errors);
+    ports(obj, &path.child("ports"), &mut errors);
+    metadata::labels(&spec["selector"], &path.child("selector"), &mut errors);
+    traffic::session_affinity(spec, &path, &mut errors);
+    errors.extend(cluster_ips(obj));
+    for (i, ip) in list(spec, &["externalIPs"]).iter().enumerate() {
+        let path = path.child("externalIPs").index(i);
+        non_special_ip(ip.as_str().unwrap_or_default(), &path, &mut errors);
+    }
+    one_of(&path.child("type"), &spec["type"], &TYPES, true, &mut errors);
+    addresses::source_ranges(obj, &path, &mut errors);
+    load_balancer(obj, &path, &mut errors);
+    traffic::policies(obj, &path, &mut errors);
+    status::load_balancer(obj, &mut errors);
+    errors
+}
+
+/// What an update may not change.
+pub(crate) fn update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = metadata::update(new, old);
+    errors.extend(addresses::update(new, old));
+    let path = Path::new("spec");
+    let is_balancer = |o: &Value| service_type(o) == "LoadBalancer";
+    let class = |o: &Value| text(o, &["spec", "loadBalancerClass"]).to_owned();
+    if is_balancer(new) && is_balancer(old) && class(new) != class(old) {
+        errors.push(FieldError::invalid(
+            &path.child("loadBalancerClass"),
+            new["spec"]["loadBalancerClass"].clone(),
+            "may not change once set",
+        ));
+    }
+    if needs_health_check(new) && needs_health_check(old) {
+        let field = "healthCheckNodePort";
+        immutable_forbidden(
+            &path.child(field),
+            &new["spec"][field],
+            &old["spec"][field],
+            &mut errors,
+        );
+    }
+    errors
+}
+
+fn of_type(obj: &Value, path: &Path, errors: &mut Vec<FieldError>) {
+    let (spec, kind) = (&obj["spec"], service_type(obj));
+    if kind == "LoadBalancer" {
+        for (i, port) in list(spec, &["ports"]).iter().enumerate() {
+            if port["port"].as_i64() == Some(KUBELET_PORT) {
+                let path = path.child("ports").index(i).child("port");
+                let why =
+                    format!("may not expose port {KUBELET_PORT} externally since it is used by kubelet");
+                errors.push(FieldError::invalid(&path, KUBELET_PORT, why));
+            }
         }
     }
-    if headless && matches!(kind, "NodePort" | "LoadBalancer") {
+    if matches!(kind, "NodePort" | "LoadBalancer") && is_headless(obj) {
         let why = format!("may not be set to 'None' for {kind} services");
         errors.push(FieldError::invalid(
             &path.child("clusterIPs").index(0),
@@ -51,84 +91,42 @@ pub(crate) fn service(obj: &Value) -> Vec<FieldError> {
             why,
         ));
     }
-    let cluster_ip = text(spec, &["clusterIP"]);
-    if !matches!(cluster_ip, "" | "None") && cluster_ip.parse::<IpAddr>().is_err() {
-        errors.push(FieldError::invalid(
-            &path.child("clusterIPs").index(0),
-            cluster_ip,
-            NOT_AN_IP,
-        ));
-    }
-    for (i, ip) in list(spec, &["externalIPs"]).iter().enumerate() {
-        let ip = ip.as_str().unwrap_or_default();
-        if ip.parse::<IpAddr>().is_err() {
-            errors.push(FieldError::invalid(
-                &path.child("externalIPs").index(i),
-                ip,
-                NOT_AN_IP,
-            ));
+    if kind == "ExternalName" {
+        for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            if !is_empty(&spec[field]) {
+                let why = "may not be set for ExternalName services";
+                errors.push(FieldError::forbidden(&path.child(field), why));
+            }
+        }
+        let path = path.child("externalName");
+        let name = text(spec, &["externalName"]);
+        match name.strip_suffix('.').unwrap_or(name) {
+            "" => errors.push(FieldError::required(&path, "")),
+            name => faults(&path, name, names::dns_subdomain_faults(name), errors),
         }
     }
-    for key in ["externalTrafficPolicy", "internalTrafficPolicy"] {
-        one_of(
-            &path.child(key),
-            &spec[key],
-            &["Cluster", "Local"],
-            false,
-            &mut errors,
-        );
-    }
-    let families = ["PreferDualStack", "RequireDualStack", "SingleStack"];
-    one_of(
-        &path.child("ipFamilyPolicy"),
-        &spec["ipFamilyPolicy"],
-        &families,
-        false,
-        &mut errors,
-    );
-    for (i, family) in list(spec, &["ipFamilies"]).iter().enumerate() {
-        one_of(
-            &path.child("ipFamilies").index(i),
-            family,
-            &["IPv4", "IPv6"],
-            true,
-            &mut errors,
-        );
-    }
-    let timeout = &spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"];
-    if timeout.as_i64().is_some_and(|s| !(1..=86400).contains(&s)) {
-        let path = path
-            .child("sessionAffinityConfig")
-            .child("clientIP")
-            .child("timeoutSeconds");
-        errors.push(FieldError::invalid(
-            &path,
-            timeout.clone(),
-            "must be greater than 0 && less than 86400",
-        ));
-    }
-    errors
 }
 
-/// What an update may not change: the primary address, unless the type comes from or goes to ExternalName.
-pub(crate) fn update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = metadata::update(new, old);
-    let external = |o: &Value| o["spec"]["type"] == "ExternalName";
-    let before = text(old, &["spec", "clusterIP"]);
-    if !external(new) && !external(old) && !before.is_empty() {
-        let path = Path::new("spec").child("clusterIPs").index(0);
-        immutable(
-            &path,
-            &new["spec"]["clusterIP"],
-            &old["spec"]["clusterIP"],
-            &mut errors,
-        );
+fn load_balancer(obj: &Value, path: &Path, errors: &mut Vec<FieldError>) {
+    let (spec, is_balancer) = (&obj["spec"], service_type(obj) == "LoadBalancer");
+    let allocate = path.child("allocateLoadBalancerNodePorts");
+    match (is_balancer, spec["allocateLoadBalancerNodePorts"].is_null()) {
+        (true, true) => errors.push(FieldError::required(&allocate, "")),
+        (false, false) => errors.push(FieldError::forbidden(&allocate, ONLY_LOAD_BALANCER)),
+        _ => {}
     }
-    errors
+    if let Some(class) = spec["loadBalancerClass"].as_str() {
+        let path = path.child("loadBalancerClass");
+        if is_balancer {
+            faults(&path, class, names::label_key_faults(class), errors);
+        } else {
+            errors.push(FieldError::forbidden(&path, ONLY_LOAD_BALANCER));
+        }
+    }
 }
 
-fn ports(spec: &Value, headless: bool, path: &Path, errors: &mut Vec<FieldError>) {
-    let all = list(spec, &["ports"]);
+fn ports(obj: &Value, path: &Path, errors: &mut Vec<FieldError>) {
+    let all = list(obj, &["spec", "ports"]);
     let mut seen_names: Vec<&str> = Vec::new();
     let mut seen: Vec<(&str, Option<i64>)> = Vec::new();
     let mut seen_nodes: Vec<(&str, i64)> = Vec::new();
@@ -155,9 +153,9 @@ fn ports(spec: &Value, headless: bool, path: &Path, errors: &mut Vec<FieldError>
             errors,
         );
         port_or_name(&path.child("targetPort"), &port["targetPort"], errors);
-        if headless && port["targetPort"].is_i64() && port["targetPort"] != port["port"] {
-            // Kubernetes allows it and ignores the difference: nothing translates ports of pods.
-            continue;
+        if let Some(protocol) = port["appProtocol"].as_str() {
+            let found = names::label_key_faults(protocol);
+            faults(&path.child("appProtocol"), protocol, found, errors);
         }
         let protocol = text(port, &["protocol"]);
         let key = (protocol, port["port"].as_i64());
@@ -173,7 +171,7 @@ fn ports(spec: &Value, headless: bool, path: &Path, errors: &mut Vec<FieldError>
             continue;
         };
         let path = path.child("nodePort");
-        if text(spec, &["type"]) == "ClusterIP" {
+        if service_type(obj) == "ClusterIP" {
             errors.push(FieldError::forbidden(
                 &path,
                 "may not be used when `type` is 'ClusterIP'",
