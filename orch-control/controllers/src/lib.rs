@@ -6,8 +6,10 @@
 
 mod core;
 mod deployment;
+mod endpoint_mirror;
 mod endpoints;
 mod garbage;
+mod ip_address;
 mod namespace;
 mod node;
 mod replica_set;
@@ -85,6 +87,8 @@ pub async fn run(
     replica_set::start(&context);
     deployment::start(&context);
     endpoints::start(&context);
+    endpoint_mirror::start(&context);
+    ip_address::start(&context);
     service_account::start(&context);
     root_ca::start(&context);
     namespace::start(&context);

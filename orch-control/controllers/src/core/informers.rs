@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Container, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use kube::runtime::watcher::Config;
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,10 @@ pub struct Informers {
     pub slices: Arc<Informer<EndpointSlice>>,
     /// Endpoints.
     pub endpoints: Arc<Informer<Endpoints>>,
+    /// Addresses that are taken.
+    pub addresses: Arc<Informer<IPAddress>>,
+    /// Ranges of cluster IPs.
+    pub ranges: Arc<Informer<ServiceCIDR>>,
     /// Namespaces.
     pub namespaces: Arc<Informer<Namespace>>,
     /// Service accounts.
@@ -53,6 +58,8 @@ impl Informers {
             services: Arc::new(Informer::new()),
             slices: Arc::new(Informer::new()),
             endpoints: Arc::new(Informer::new()),
+            addresses: Arc::new(Informer::new()),
+            ranges: Arc::new(Informer::new()),
             namespaces: Arc::new(Informer::new()),
             accounts: Arc::new(Informer::new()),
             root_cas: Arc::new(Informer::new()),
@@ -68,6 +75,8 @@ impl Informers {
         self.services.start_all(client, |_| (), token);
         self.slices.start_all(client, |_| (), token);
         self.endpoints.start_all(client, |_| (), token);
+        self.addresses.start_all(client, |_| (), token);
+        self.ranges.start_all(client, |_| (), token);
         self.namespaces.start_all(client, |_| (), token);
         self.accounts.start_all(client, |_| (), token);
         let leases = Api::namespaced(client.clone(), node::LEASE_NAMESPACE);

@@ -16,7 +16,7 @@
 mod legacy;
 mod plan;
 mod slices;
-mod tracker;
+pub mod tracker;
 
 use std::sync::Arc;
 use std::time::Duration;
