@@ -12,9 +12,45 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
-use crate::{deps, run};
+use crate::{deps, run, term, verified};
 
 const TARGET: &str = "bpfel-unknown-none";
+
+/// What `build-ebpf` takes.
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    /// Build only: do not load the programs to ask the kernel's verifier
+    #[arg(long)]
+    no_verify: bool,
+}
+
+/// Builds, and prints what the programs cost. Their sizes are the object's; how far the verifier walked is the
+/// kernel's to say, where it may be asked.
+///
+/// # Errors
+/// When the build fails, or this machine's kernel refuses a program.
+pub fn run(options: &Options) -> Result<()> {
+    deps::install(&[deps::Need::Ebpf])?;
+    let object = build()?;
+    let asked = if options.no_verify {
+        verified::Answer::Unasked("without the verifier's word, as --no-verify says")
+    } else if nix::unistd::Uid::effective().is_root() {
+        verified::here()?
+    } else {
+        verified::Answer::Unasked("as root, this also says how far the verifier walks")
+    };
+    match asked {
+        verified::Answer::Programs(programs) => {
+            verified::print(&programs);
+        }
+        verified::Answer::Unasked(why) => {
+            report(&object)?;
+            term::hint(why);
+        }
+    }
+    term::done(&format!("built {}", object.display()));
+    Ok(())
+}
 
 /// Builds the programs and returns the object's path, `target/bpf/orch.bpf.o`.
 ///
@@ -64,7 +100,6 @@ pub fn build() -> Result<PathBuf> {
     let fresh = folder.join("orch.bpf.o.new");
     fs::copy(&built, &fresh).with_context(|| format!("failed to copy {}", built.display()))?;
     fs::rename(&fresh, &object).with_context(|| format!("failed to put {} in place", object.display()))?;
-    report(&object)?;
     fs::write(&stamp, inputs).with_context(|| format!("failed to write {}", stamp.display()))?;
     Ok(object)
 }

@@ -19,6 +19,8 @@ pub enum Need {
     Test,
     /// The benchmarks.
     Bench,
+    /// Another kernel in a virtual machine.
+    Kernel,
 }
 
 /// A Debian package and the file that shows it is there, whoever installed it.
@@ -58,6 +60,9 @@ const PACKAGES: &[Package] = &[
     package(Need::Test, "etcd-server", "etcd"),
     package(Need::Test, "docker-registry", "docker-registry"),
     package(Need::Bench, "wrk", "wrk"),
+    package(Need::Kernel, "qemu-system-x86", "qemu-system-x86_64"),
+    package(Need::Kernel, "busybox-static", "busybox"),
+    package(Need::Kernel, "binutils", "strip"),
 ];
 
 /// Debian's own toolchain for the BPF target: a rustc that still builds `core` from its sources.

@@ -5,10 +5,12 @@ mod build_ebpf;
 mod cluster;
 mod deps;
 mod image;
+mod kernel;
 mod run;
 mod term;
 mod test;
 mod tidy;
+mod verified;
 
 use std::path::PathBuf;
 
@@ -44,8 +46,10 @@ enum Command {
         /// Folders with an image.toml; all of deploy/images when none is given
         recipes: Vec<PathBuf>,
     },
-    /// Builds the eBPF programs with whichever toolchain the machine has
-    BuildEbpf,
+    /// Builds the eBPF programs with whichever toolchain the machine has, and says what the kernel thinks of them
+    BuildEbpf(build_ebpf::Options),
+    /// Boots another kernel in a virtual machine and runs the data plane's tests on it
+    VerifyKernel(kernel::Options),
     /// Runs the tests, after setting up what they need
     Test(test::Options),
     /// Checks the house rules that no compiler knows
@@ -61,7 +65,8 @@ fn main() {
         Command::Residue => cluster::residue::run(),
         Command::LoadImage { files } => cluster::load_image::run(&files),
         Command::BuildImage { recipes } => image::run(&recipes),
-        Command::BuildEbpf => build_ebpf_command(),
+        Command::BuildEbpf(options) => build_ebpf::run(&options),
+        Command::VerifyKernel(options) => kernel::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
@@ -70,9 +75,4 @@ fn main() {
         term::fail(&error);
         std::process::exit(1);
     }
-}
-
-fn build_ebpf_command() -> anyhow::Result<()> {
-    deps::install(&[deps::Need::Ebpf])?;
-    build_ebpf::build().map(|object| term::done(&format!("built {}", object.display())))
 }
