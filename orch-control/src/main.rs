@@ -1,6 +1,7 @@
 //! The control plane of orch: API server, scheduler and controllers in one process.
 
 mod issue_node;
+mod networks;
 mod serve;
 
 use clap::{Parser, Subcommand};

@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
     sync::Arc,
@@ -12,7 +12,6 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
-use ipnet::{IpNet, Ipv4Net};
 use orch_controllers::ControllersConfig;
 use orch_server::{
     Server, ServerConfig,
@@ -23,10 +22,10 @@ use orch_store::{Store, embedded::Embedded, etcd::Etcd};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::networks::Networks;
+
 /// Two cores are what a small control node has; more threads would only cost memory.
 const WORKERS: usize = 2;
-/// The prefix length of one node's part of the cluster's pod addresses.
-const NODE_MASK: u8 = 24;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 enum Role {
@@ -67,15 +66,8 @@ pub(crate) struct Serve {
     /// etcd's URLs
     #[arg(long, value_delimiter = ',', required_if_eq("store", "etcd"))]
     etcd_endpoints: Vec<String>,
-    /// Where Services get their cluster IPs from
-    #[arg(long, default_value = "10.96.0.0/16")]
-    service_cidr: Ipv4Net,
-    /// Where nodes get their pods' addresses from
-    #[arg(long, default_value = "10.244.0.0/16")]
-    cluster_cidr: IpNet,
-    /// The address of cluster DNS
-    #[arg(long, default_value = "10.96.0.10")]
-    cluster_dns: Ipv4Addr,
+    #[command(flatten)]
+    networks: Networks,
     /// The DNS domain of the cluster
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
@@ -109,12 +101,7 @@ impl Serve {
             roles.contains(&Role::Apiserver),
             "run the roles {roles:?}: the scheduler and the controllers still need the apiserver role in the same process"
         );
-        ensure!(
-            self.service_cidr.contains(&self.cluster_dns),
-            "use cluster DNS {}: it is not in the service range {}",
-            self.cluster_dns,
-            self.service_cidr
-        );
+        self.networks.check(self.advertise_address)?;
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)
             .enable_all()
@@ -143,7 +130,8 @@ impl Serve {
             data_dir: self.data_dir.clone(),
             listen: self.listen.clone(),
             advertise_address: self.advertise_address,
-            service_cidr: self.service_cidr,
+            service_cidrs: self.networks.service_cidr.clone(),
+            cluster_dns: self.networks.cluster_dns(),
             node_port_range: self.node_port_range.clone(),
             cluster_domain: self.cluster_domain.clone(),
         };
@@ -162,8 +150,10 @@ impl Serve {
         }
         if roles.contains(&Role::Controllers) {
             let config = ControllersConfig {
-                cluster_cidr: self.cluster_cidr,
-                node_cidr_mask: NODE_MASK,
+                cluster_cidrs: self.networks.cluster_cidr.clone(),
+                node_cidr_mask_v4: self.networks.node_cidr_mask_size_ipv4,
+                node_cidr_mask_v6: self.networks.node_cidr_mask_size_ipv6,
+                load_balancer_pool: self.networks.load_balancer_pool.clone(),
                 root_ca_pem: server.pki().ca_pem().to_owned(),
             };
             let (client, stop) = (server.client(Identity::controller_manager()), stop.clone());

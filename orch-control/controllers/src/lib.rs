@@ -10,6 +10,7 @@ mod endpoint_mirror;
 mod endpoints;
 mod garbage;
 mod ip_address;
+mod load_balancer;
 mod namespace;
 mod node;
 mod replica_set;
@@ -25,14 +26,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::core::Informers;
+pub use load_balancer::pool::{AddressPool, PoolError};
 
 /// What the controllers have to be told.
 #[derive(Clone, Debug)]
 pub struct ControllersConfig {
-    /// Where nodes' pod networks are cut from.
-    pub cluster_cidr: IpNet,
-    /// The prefix length of one node's pod network.
-    pub node_cidr_mask: u8,
+    /// Where nodes' pod networks are cut from: at most one per family, the primary first.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// The prefix length of one node's IPv4 pod network.
+    pub node_cidr_mask_v4: u8,
+    /// The prefix length of one node's IPv6 pod network.
+    pub node_cidr_mask_v6: u8,
+    /// Where Services of type LoadBalancer get their addresses from. Without it their status is left to others.
+    pub load_balancer_pool: Option<AddressPool>,
     /// The certificate authority that clients in pods are to trust, in PEM; published in every namespace.
     pub root_ca_pem: String,
 }
@@ -74,7 +80,11 @@ pub async fn run(
     config: ControllersConfig,
     token: CancellationToken,
 ) -> Result<(), ControllersError> {
-    let pool = node::ipam::Pool::new(config.cluster_cidr, config.node_cidr_mask)?;
+    let mask = |net: &IpNet| match net {
+        IpNet::V4(_) => config.node_cidr_mask_v4,
+        IpNet::V6(_) => config.node_cidr_mask_v6,
+    };
+    let pools = node::ipam::Pools::new(&config.cluster_cidrs, mask)?;
     let informers = Arc::new(Informers::new());
     let context = Context {
         client: client.clone(),
@@ -92,7 +102,8 @@ pub async fn run(
     service_account::start(&context);
     root_ca::start(&context);
     namespace::start(&context);
-    node::start(&context, pool);
+    node::start(&context, pools);
+    load_balancer::start(&context);
     garbage::start(&context);
     informers.start(&client, &token);
     info!("controllers started");

@@ -1,13 +1,14 @@
 //! What every cluster has from the start: four namespaces and the Service `kubernetes` with its endpoints.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use orch_api::{ApiError, Kind};
+use orch_api::{ApiError, Kind, service::Family};
 use serde_json::{Value, json};
 
 use crate::{
     auth::identity::Identity,
     object::{Call, write},
+    services::nth_address,
     state::State,
 };
 
@@ -29,13 +30,14 @@ pub async fn ensure(state: &Arc<State>) -> Result<(), ApiError> {
         .first()
         .map_or(6443, std::net::SocketAddr::port);
     let address = state.config.advertise_address;
-    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let family = Family::of(address).as_str();
     let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
     let service = json!({
         "metadata": { "labels": labels },
         "spec": {
             "type": "ClusterIP",
-            "clusterIP": first_address(state),
+            "clusterIP": state.config.service_cidrs.first().and_then(|net| nth_address(*net, 1)),
+            "ipFamilyPolicy": "SingleStack",
             "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": port }],
         },
     });
@@ -81,12 +83,6 @@ pub async fn keep(state: Arc<State>) {
             tracing::warn!(%error, "failed to look after the cluster's own objects");
         }
     }
-}
-
-/// The first address of the service range.
-pub(crate) fn first_address(state: &State) -> IpAddr {
-    let network = u32::from(state.config.service_cidr.network());
-    IpAddr::from(std::net::Ipv4Addr::from(network + 1))
 }
 
 /// Creates the object, or (when `overwrite`) gives it the fields of `wanted` again.

@@ -202,7 +202,14 @@ fn server_names(config: &ServerConfig) -> BTreeSet<String> {
     .into();
     names.insert(format!("kubernetes.default.svc.{}", config.cluster_domain));
     names.insert(config.advertise_address.to_string());
-    names.insert(std::net::Ipv4Addr::from(u32::from(config.service_cidr.network()) + 1).to_string());
+    let first = |net: &ipnet::IpNet| services::nth_address(*net, 1);
+    names.extend(
+        config
+            .service_cidrs
+            .iter()
+            .filter_map(first)
+            .map(|ip| ip.to_string()),
+    );
     names.extend(
         config
             .listen

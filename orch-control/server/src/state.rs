@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use orch_api::{ApiError, KINDS, Kind};
 use orch_store::{
     Revision, Store,
@@ -21,7 +21,12 @@ use orch_store::{
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::{auth::token::Tokens, metrics::Metrics, proxy::tunnel::Kubelets, services::allocate::Allocator};
+use crate::{
+    auth::token::Tokens,
+    metrics::Metrics,
+    proxy::tunnel::Kubelets,
+    services::{allocate::Allocator, nth_address},
+};
 
 /// How long a reader waits for the cache to show what it asked for; as long as in Kubernetes.
 const FRESH_PATIENCE: Duration = Duration::from_secs(3);
@@ -35,8 +40,10 @@ pub struct ServerConfig {
     pub listen: Vec<SocketAddr>,
     /// The address that nodes and pods reach the server at.
     pub advertise_address: IpAddr,
-    /// Where cluster IPs come from.
-    pub service_cidr: Ipv4Net,
+    /// Where cluster IPs come from: at most one network per family, the primary first.
+    pub service_cidrs: Vec<IpNet>,
+    /// The addresses of cluster DNS: not dealt out, but free for the Service that asks for them.
+    pub cluster_dns: Vec<IpAddr>,
     /// Where node ports come from.
     pub node_port_range: RangeInclusive<u16>,
     /// The DNS domain of the cluster, e.g. `cluster.local`.
@@ -149,7 +156,10 @@ impl State {
                 )
             })
             .collect();
-        let allocator = Allocator::new(config.service_cidr, config.node_port_range.clone());
+        let reserved: Vec<IpAddr> = (config.cluster_dns.iter().copied())
+            .chain(config.service_cidrs.iter().filter_map(|net| nth_address(*net, 1)))
+            .collect();
+        let allocator = Allocator::new(&config.service_cidrs, &reserved, config.node_port_range.clone());
         Self {
             config,
             store,

@@ -11,8 +11,8 @@ use crate::Context;
 pub const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// Starts the controllers of this folder.
-pub fn start(context: &Context, pool: ipam::Pool) {
-    ipam::start(context, pool);
+pub fn start(context: &Context, pools: ipam::Pools) {
+    ipam::start(context, pools);
     lifecycle::start(context);
     eviction::start(context);
     pod_gc::start(context);

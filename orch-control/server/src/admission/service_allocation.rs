@@ -1,10 +1,13 @@
 //! Gives Services their cluster IPs and node ports, and takes them back.
 
-use orch_api::{ApiError, FieldError, field::FieldErrorKind};
+use orch_api::ApiError;
 use serde_json::Value;
 
 use super::{Attempt, Operation};
-use crate::object::{Call, meta};
+use crate::{
+    object::{Call, meta},
+    services::allocate::Refusal,
+};
 
 /// Reserves what the Service asks for and needs.
 pub(super) fn admit(attempt: &mut Attempt<'_>) -> Result<(), ApiError> {
@@ -21,19 +24,11 @@ pub(super) fn admit(attempt: &mut Attempt<'_>) -> Result<(), ApiError> {
             attempt.reservations.push(reservation);
             Ok(())
         }
-        Err(refusal) => {
-            let error = FieldError {
-                kind: FieldErrorKind::Invalid,
-                field: refusal.field,
-                value: refusal.value,
-                detail: refusal.message,
-            };
-            Err(ApiError::invalid(
-                call.kind,
-                meta::text(attempt.object, "name"),
-                vec![error],
-            ))
+        Err(Refusal::Invalid(errors)) => {
+            let name = meta::text(attempt.object, "name");
+            Err(ApiError::invalid(call.kind, name, errors))
         }
+        Err(Refusal::Exhausted(why)) => Err(ApiError::internal(why)),
     }
 }
 

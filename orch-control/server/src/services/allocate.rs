@@ -4,87 +4,117 @@
 //! before a write and given back if it fails, so two writers never get the same one. One API server at a time may
 //! run on a store for that reason.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
-    ops::RangeInclusive,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive, sync::Arc};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use orch_api::{
+    FieldError, Path,
+    service::{
+        Family, allocates_node_ports, carry_over, cluster_ips, families, is_headless, needs_cluster_ip,
+        needs_health_check, settle_families, uses_node_ports,
+    },
+};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::pool::Pool;
+use super::{pool::Pool, range::Range};
 
-/// What a Service may not have; becomes `422 Invalid` on the field.
+/// Why a Service cannot have what it asks for or needs.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Refusal {
-    /// E.g. `spec.ports[0].nodePort`.
-    pub field: String,
-    /// What was asked for.
-    pub value: Value,
-    /// Why not, in the words that clients know.
-    pub message: String,
+pub enum Refusal {
+    /// Fields that ask for what cannot be had: `422 Invalid`.
+    Invalid(Vec<FieldError>),
+    /// Nothing is left to give, in the words that clients know: `500 InternalError`, as in Kubernetes.
+    Exhausted(String),
+}
+
+impl From<FieldError> for Refusal {
+    fn from(error: FieldError) -> Self {
+        Self::Invalid(vec![error])
+    }
 }
 
 /// All numbers and their owners.
 pub struct Allocator {
-    cidr: Ipv4Net,
+    /// The families of the cluster's Services, the primary first.
+    families: Vec<Family>,
     ports: RangeInclusive<u16>,
     taken: Mutex<Taken>,
 }
 
 struct Taken {
-    ips: Pool,
+    ranges: Vec<Range>,
     ports: Pool,
-    /// Protocols that a port is taken for: one service may use a port for TCP and for UDP.
-    protocols: HashMap<u16, Vec<String>>,
+}
+
+impl Taken {
+    fn range(&mut self, family: Family) -> Option<&mut Range> {
+        self.ranges.iter_mut().find(|range| range.family() == family)
+    }
+
+    fn free_ip(&mut self, ip: IpAddr) {
+        if let Some(range) = self.range(Family::of(ip)) {
+            range.give_back(ip);
+        }
+    }
 }
 
 /// What was taken for a write that has not happened yet; given back when dropped, unless kept.
 pub struct Reservation {
     allocator: Arc<Allocator>,
-    ips: Vec<Ipv4Addr>,
-    ports: Vec<(u16, String)>,
+    ips: Vec<IpAddr>,
+    ports: BTreeSet<u16>,
     /// What the write sets free, once it has happened.
-    freed_ips: Vec<Ipv4Addr>,
-    freed_ports: Vec<(u16, String)>,
+    freed_ips: Vec<IpAddr>,
+    freed_ports: BTreeSet<u16>,
 }
 
 impl Allocator {
-    /// Nothing taken but what is never dealt out: the network and broadcast addresses, the first address (for the
-    /// service `kubernetes`) and the tenth (for cluster DNS).
+    /// Nothing taken but what stands for the networks themselves. `networks` are at most one per family, the
+    /// primary first; the addresses in `reserved` are for those who ask for them by name.
     #[must_use]
-    pub fn new(cidr: Ipv4Net, ports: RangeInclusive<u16>) -> Arc<Self> {
-        let size = u32::try_from(1_u64 << (32 - cidr.prefix_len())).unwrap_or(u32::MAX);
-        let mut ips = Pool::new(size, 16, 256);
-        ips.take(0);
-        ips.take(size - 1);
-        let count = u32::from(*ports.end()).saturating_sub(u32::from(*ports.start())) + 1;
-        let taken = Taken {
-            ips,
-            ports: Pool::new(count, 32, 128),
-            protocols: HashMap::new(),
-        };
+    pub fn new(networks: &[IpNet], reserved: &[IpAddr], ports: RangeInclusive<u16>) -> Arc<Self> {
+        let count = u128::from(*ports.end()).saturating_sub(u128::from(*ports.start())) + 1;
+        let ranges: Vec<Range> = networks.iter().map(|n| Range::new(*n, reserved)).collect();
         Arc::new(Self {
-            cidr,
+            families: ranges.iter().map(Range::family).collect(),
             ports,
-            taken: Mutex::new(taken),
+            taken: Mutex::new(Taken {
+                ranges,
+                ports: Pool::new(count, 32, 128),
+            }),
         })
     }
 
-    /// Takes what a stored Service has. What is out of range, or taken twice by an older mistake, is logged.
+    /// The families of the cluster's Services, the primary first.
+    #[must_use]
+    pub fn families(&self) -> &[Family] {
+        &self.families
+    }
+
+    /// The networks that cluster IPs come from, the primary first.
+    #[must_use]
+    pub fn networks(&self) -> Vec<IpNet> {
+        self.taken.lock().ranges.iter().map(Range::network).collect()
+    }
+
+    /// Takes what a stored Service has. What is out of range, or taken twice by an older mistake, is logged: the
+    /// Service keeps it until somebody makes it anew.
     pub fn adopt(&self, service: &Value) {
+        let (namespace, name) = (&service["metadata"]["namespace"], &service["metadata"]["name"]);
         let mut taken = self.taken.lock();
         for ip in cluster_ips(service) {
-            if !self.offset(ip).is_some_and(|offset| taken.ips.take(offset)) {
-                tracing::warn!(%ip, service = %service["metadata"]["name"], "cluster IP is out of range or taken twice");
+            let outcome = match taken.range(Family::of(ip)) {
+                Some(range) => range.take(ip),
+                None => Err(format!("{} is not configured on this cluster", Family::of(ip))),
+            };
+            if let Err(why) = outcome {
+                tracing::warn!(%ip, %namespace, %name, why, "a stored cluster IP cannot be kept track of; make the Service anew");
             }
         }
-        for (port, protocol) in node_ports(service) {
-            if self.take_port(&mut taken, port, &protocol, true).is_err() {
-                tracing::warn!(port, service = %service["metadata"]["name"], "node port is out of range or taken twice");
+        for port in node_ports(service) {
+            if let Err(why) = self.take_port(&mut taken, port) {
+                tracing::warn!(port, %namespace, %name, why, "a stored node port cannot be kept track of; make the Service anew");
             }
         }
     }
@@ -93,133 +123,95 @@ impl Allocator {
     pub fn release(&self, service: &Value) {
         let mut taken = self.taken.lock();
         for ip in cluster_ips(service) {
-            self.free_ip(&mut taken, ip);
+            taken.free_ip(ip);
         }
-        for (port, protocol) in node_ports(service) {
-            self.free_port(&mut taken, port, &protocol);
+        for port in node_ports(service) {
+            self.free_port(&mut taken, port);
         }
     }
 
     /// Gives `service`, about to replace `old`, what it needs, and checks what it asks for.
     ///
     /// # Errors
-    /// The first field that asks for what cannot be had.
+    /// What cannot be had.
     pub fn reserve(
         self: &Arc<Self>,
         service: &mut Value,
         old: Option<&Value>,
     ) -> Result<Reservation, Refusal> {
-        if let Some(old) = old {
-            carry_over(service, old);
+        carry_over(service, old);
+        let errors = settle_families(service, old, &self.families);
+        if !errors.is_empty() {
+            return Err(Refusal::Invalid(errors));
         }
         let mut reservation = Reservation {
             allocator: Arc::clone(self),
             ips: Vec::new(),
-            ports: Vec::new(),
+            ports: BTreeSet::new(),
             freed_ips: Vec::new(),
-            freed_ports: Vec::new(),
+            freed_ports: BTreeSet::new(),
         };
         self.reserve_ips(service, old, &mut reservation)?;
         self.reserve_ports(service, old, &mut reservation)?;
         Ok(reservation)
     }
 
+    /// A new address for each family that came with this write: all of them, or the second.
     fn reserve_ips(
         &self,
         service: &mut Value,
         old: Option<&Value>,
         reservation: &mut Reservation,
     ) -> Result<(), Refusal> {
-        let had: Vec<Ipv4Addr> = old.map(cluster_ips).unwrap_or_default();
-        let external = service_type(service) == "ExternalName";
-        let spec = &mut service["spec"];
-        if external {
-            for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-                remove(spec, field);
-            }
-            reservation.freed_ips = had;
-            return Ok(());
-        }
-        if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
-            spec["ipFamilies"] = json!(["IPv4"]);
-        }
-        if spec["ipFamilies"]
-            .as_array()
-            .is_some_and(|families| families.iter().any(|f| f != "IPv4"))
-        {
-            return Err(Refusal {
-                field: "spec.ipFamilies[0]".into(),
-                value: spec["ipFamilies"].clone(),
-                message: "not configured on this cluster".into(),
-            });
-        }
-        match spec["ipFamilyPolicy"].as_str() {
-            None | Some("") => spec["ipFamilyPolicy"] = json!("SingleStack"),
-            Some("RequireDualStack") => {
-                return Err(Refusal {
-                    field: "spec.ipFamilyPolicy".into(),
-                    value: json!("RequireDualStack"),
-                    message: "this cluster is not configured for dual-stack services".into(),
-                });
-            }
-            Some(_) => {}
-        }
-        let asked = spec["clusterIP"]
-            .as_str()
-            .filter(|ip| !ip.is_empty())
-            .map(str::to_owned)
-            .or_else(|| {
-                spec["clusterIPs"][0]
-                    .as_str()
-                    .filter(|ip| !ip.is_empty())
-                    .map(str::to_owned)
-            });
-        let ip = match asked.as_deref() {
-            Some("None") => {
-                spec["clusterIP"] = json!("None");
-                spec["clusterIPs"] = json!(["None"]);
-                reservation.freed_ips = had;
-                return Ok(());
-            }
-            Some(text) => {
-                let refuse = |why: String| Refusal {
-                    field: "spec.clusterIPs".into(),
-                    value: json!([text]),
-                    message: format!("failed to allocate IP {text}: {why}"),
-                };
-                let out_of_range = || {
-                    refuse(format!(
-                        "the provided IP ({text}) is not in the valid range. The range of valid IPs is {}",
-                        self.cidr
-                    ))
-                };
-                let ip: IpAddr = text.parse().map_err(|_| out_of_range())?;
-                let IpAddr::V4(ip) = ip else {
-                    return Err(out_of_range());
-                };
-                if !had.contains(&ip) {
-                    let offset = self.offset(ip).ok_or_else(out_of_range)?;
-                    if !self.taken.lock().ips.take(offset) {
-                        return Err(refuse("provided IP is already allocated".into()));
-                    }
-                    reservation.ips.push(ip);
-                }
-                ip
-            }
-            None => {
-                let ip = self.any_ip().ok_or_else(|| Refusal {
-                    field: "spec.clusterIPs".into(),
-                    value: json!([]),
-                    message: "failed to allocate a serviceIP: range is full".into(),
-                })?;
-                reservation.ips.push(ip);
-                ip
-            }
+        let had: Vec<IpAddr> = old.into_iter().flat_map(cluster_ips).collect();
+        let wanted: Vec<Family> = families(service).collect();
+        let first = match old.filter(|old| needs_cluster_ip(old)) {
+            None => 0,
+            // Only from one family to two; everything else is as it was, or validation says that it may not change.
+            Some(old) if !is_headless(old) && families(old).count() < wanted.len() => families(old).count(),
+            Some(_) => wanted.len(),
         };
-        spec["clusterIP"] = json!(ip);
-        spec["clusterIPs"] = json!([ip]);
-        reservation.freed_ips = had.into_iter().filter(|old| *old != ip).collect();
+        if needs_cluster_ip(service) && !is_headless(service) {
+            let mut ips = service["spec"]["clusterIPs"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            for (i, family) in wanted.iter().enumerate().skip(first) {
+                let asked = ips.get(i).and_then(Value::as_str).unwrap_or_default();
+                let ip = self.take_ip(*family, asked, service)?;
+                reservation.ips.push(ip);
+                match ips.get_mut(i) {
+                    // As it was written: an IPv6 address has more than one spelling.
+                    Some(_) => {}
+                    None => ips.push(json!(ip)),
+                }
+            }
+            if let Some(primary) = ips.first().cloned() {
+                service["spec"]["clusterIP"] = primary;
+                service["spec"]["clusterIPs"] = json!(ips);
+            }
+        }
+        let now: Vec<IpAddr> = cluster_ips(service).collect();
+        reservation.freed_ips = had.into_iter().filter(|ip| !now.contains(ip)).collect();
         Ok(())
+    }
+
+    fn take_ip(&self, family: Family, asked: &str, service: &Value) -> Result<IpAddr, Refusal> {
+        let mut taken = self.taken.lock();
+        let full = || Refusal::Exhausted("failed to allocate a serviceIP: range is full".into());
+        // Families have been checked: each has a range.
+        let range = taken.range(family).ok_or_else(full)?;
+        let Ok(ip) = asked.parse::<IpAddr>() else {
+            return range.take_any().ok_or_else(full);
+        };
+        range.take(ip).map_err(|why| {
+            FieldError::invalid(
+                &Path::new("spec").child("clusterIPs"),
+                service["spec"]["clusterIPs"].clone(),
+                format!("failed to allocate IP {asked}: {why}"),
+            )
+        })?;
+        Ok(ip)
     }
 
     fn reserve_ports(
@@ -228,131 +220,104 @@ impl Allocator {
         old: Option<&Value>,
         reservation: &mut Reservation,
     ) -> Result<(), Refusal> {
-        let had: Vec<(u16, String)> = old.map(node_ports).unwrap_or_default();
-        let needs = needs_node_ports(service);
-        // Ports that one protocol of this service got, so that its twin on the other protocol gets the same.
-        let mut given: Vec<(u64, u16)> = Vec::new();
-        let ports = service["spec"]["ports"]
-            .as_array_mut()
-            .map(Vec::as_mut_slice)
-            .unwrap_or_default();
-        let mut kept = Vec::new();
-        for (index, port) in ports.iter_mut().enumerate() {
-            let protocol = port["protocol"].as_str().unwrap_or("TCP").to_owned();
-            let asked = port["nodePort"].as_u64().unwrap_or(0);
-            let number = port["port"].as_u64().unwrap_or(0);
-            if asked == 0 && !needs {
-                continue;
+        let had = old.map(node_ports).unwrap_or_default();
+        if uses_node_ports(service) {
+            let given = self.reserve_node_ports(service, &had, reservation)?;
+            for (port, number) in service["spec"]["ports"]
+                .as_array_mut()
+                .into_iter()
+                .flatten()
+                .zip(given)
+            {
+                if number != 0 {
+                    port["nodePort"] = json!(number);
+                }
             }
-            let refuse = |message: String| Refusal {
-                field: format!("spec.ports[{index}].nodePort"),
-                value: json!(asked),
-                message,
-            };
+        }
+        if needs_health_check(service) && !old.is_some_and(needs_health_check) {
+            let asked = service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0);
             let mut taken = self.taken.lock();
-            let node_port = if asked == 0 {
-                let twin = given
-                    .iter()
-                    .find(|(p, _)| *p == number)
-                    .map(|(_, node_port)| *node_port);
-                match twin.filter(|&twin| self.take_port(&mut taken, twin, &protocol, true).is_ok()) {
-                    Some(twin) => twin,
-                    None => {
-                        let offset = taken
-                            .ports
-                            .take_any()
-                            .ok_or_else(|| refuse("failed to allocate a nodePort: range is full".into()))?;
-                        let chosen = self.ports.start() + u16::try_from(offset).unwrap_or(0);
-                        taken.protocols.insert(chosen, vec![protocol.clone()]);
-                        chosen
-                    }
-                }
+            let port = if asked == 0 {
+                self.any_port(&mut taken).ok_or_else(|| {
+                    Refusal::Exhausted("failed to allocate a HealthCheck NodePort 0: range is full".into())
+                })?
             } else {
-                let asked_port = u16::try_from(asked).unwrap_or(0);
-                let key = (asked_port, protocol.clone());
-                if had.contains(&key) {
-                    given.push((number, asked_port));
-                    kept.push(key);
-                    continue;
-                }
-                let ours = had
-                    .iter()
-                    .chain(&reservation.ports)
-                    .any(|(own, _)| *own == asked_port);
-                self.take_port(&mut taken, asked_port, &protocol, ours)
-                    .map_err(refuse)?;
-                asked_port
+                let port = u16::try_from(asked).unwrap_or(0);
+                self.take_port(&mut taken, port).map_err(|why| {
+                    Refusal::Exhausted(format!(
+                        "failed to allocate requested HealthCheck NodePort {asked}: {why}"
+                    ))
+                })?;
+                port
             };
             drop(taken);
-            reservation.ports.push((node_port, protocol));
-            given.push((number, node_port));
-            port["nodePort"] = json!(node_port);
+            reservation.ports.insert(port);
+            service["spec"]["healthCheckNodePort"] = json!(port);
         }
-        let local =
-            service["spec"]["externalTrafficPolicy"] == "Local" && service_type(service) == "LoadBalancer";
-        if local {
-            let asked = service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0);
-            let asked_port = u16::try_from(asked).unwrap_or(0);
-            let key = (asked_port, "TCP".to_owned());
-            if had.contains(&key) {
-                kept.push(key);
-            } else {
-                let refuse = |message: String| Refusal {
-                    field: "spec.healthCheckNodePort".into(),
-                    value: json!(asked),
-                    message,
-                };
-                let mut taken = self.taken.lock();
-                let port = if asked == 0 {
-                    let offset = taken
-                        .ports
-                        .take_any()
-                        .ok_or_else(|| refuse("range is full".into()))?;
-                    let chosen = self.ports.start() + u16::try_from(offset).unwrap_or(0);
-                    taken.protocols.insert(chosen, vec!["TCP".into()]);
-                    chosen
-                } else {
-                    self.take_port(&mut taken, asked_port, "TCP", false)
-                        .map_err(refuse)?;
-                    asked_port
-                };
-                drop(taken);
-                reservation.ports.push((port, "TCP".into()));
-                service["spec"]["healthCheckNodePort"] = json!(port);
-            }
-        }
-        reservation.freed_ports = had.into_iter().filter(|key| !kept.contains(key)).collect();
+        let now = node_ports(service);
+        reservation.freed_ports = had.difference(&now).copied().collect();
         Ok(())
     }
 
-    fn any_ip(&self) -> Option<Ipv4Addr> {
-        let mut taken = self.taken.lock();
-        let mut skipped = Vec::new();
-        let found = loop {
-            let Some(offset) = taken.ips.take_any() else {
-                break None;
-            };
-            // Free for those who ask for them by name.
-            if offset == 1 || offset == 10 {
-                skipped.push(offset);
+    /// The node port of each port, in order; 0 where none is wanted. Ports of the same number but another protocol
+    /// share theirs.
+    fn reserve_node_ports(
+        &self,
+        service: &Value,
+        had: &BTreeSet<u16>,
+        reservation: &mut Reservation,
+    ) -> Result<Vec<u16>, Refusal> {
+        let ports = service["spec"]["ports"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let asked = |port: &Value| port["nodePort"].as_u64().unwrap_or(0);
+        let mut given: Vec<u16> = Vec::new();
+        for (i, port) in ports.iter().enumerate() {
+            let mut wanted = asked(port);
+            if wanted == 0 && allocates_node_ports(service) {
+                let twin = ports.iter().enumerate().find_map(|(j, other)| {
+                    let number = given.get(j).map_or_else(|| asked(other), |n| u64::from(*n));
+                    let twin =
+                        j != i && other["port"] == port["port"] && other["protocol"] != port["protocol"];
+                    (twin && number != 0).then_some(number)
+                });
+                wanted = twin.unwrap_or(0);
+            } else if wanted == 0 {
+                given.push(0);
                 continue;
             }
-            break Some(Ipv4Addr::from(u32::from(self.cidr.network()) + offset));
-        };
-        for offset in skipped {
-            taken.ips.give_back(offset);
+            let mut taken = self.taken.lock();
+            let number = if wanted == 0 {
+                self.any_port(&mut taken).ok_or_else(|| {
+                    Refusal::Exhausted("failed to allocate a nodePort: range is full".into())
+                })?
+            } else {
+                let number = u16::try_from(wanted).unwrap_or(0);
+                if !had.contains(&number) && !reservation.ports.contains(&number) {
+                    self.take_port(&mut taken, number).map_err(|why| {
+                        let path = Path::new("spec").child("ports").index(i).child("nodePort");
+                        FieldError::invalid(&path, wanted, why)
+                    })?;
+                } else {
+                    given.push(number);
+                    continue;
+                }
+                number
+            };
+            drop(taken);
+            reservation.ports.insert(number);
+            given.push(number);
         }
-        found
+        Ok(given)
     }
 
-    fn offset(&self, ip: Ipv4Addr) -> Option<u32> {
-        self.cidr
-            .contains(&ip)
-            .then(|| u32::from(ip) - u32::from(self.cidr.network()))
+    fn any_port(&self, taken: &mut Taken) -> Option<u16> {
+        let offset = taken.ports.take_any(&[])?;
+        Some(self.ports.start() + u16::try_from(offset).unwrap_or(0))
     }
 
-    /// `shared` says that the service itself holds the port already, for another protocol.
-    fn take_port(&self, taken: &mut Taken, port: u16, protocol: &str, shared: bool) -> Result<(), String> {
+    fn take_port(&self, taken: &mut Taken, port: u16) -> Result<(), String> {
         if !self.ports.contains(&port) {
             return Err(format!(
                 "provided port is not in the valid range. The range of valid ports is {}-{}",
@@ -360,34 +325,15 @@ impl Allocator {
                 self.ports.end()
             ));
         }
-        let protocols = taken.protocols.entry(port).or_default();
-        let free = protocols.is_empty() || (shared && !protocols.iter().any(|own| own == protocol));
-        if !free {
-            return Err("provided port is already allocated".into());
-        }
-        protocols.push(protocol.to_owned());
-        taken.ports.take(u32::from(port - self.ports.start()));
-        Ok(())
-    }
-
-    fn free_ip(&self, taken: &mut Taken, ip: Ipv4Addr) {
-        if let Some(offset) = self.offset(ip) {
-            taken.ips.give_back(offset);
+        match taken.ports.take(u128::from(port - self.ports.start())) {
+            true => Ok(()),
+            false => Err("provided port is already allocated".into()),
         }
     }
 
-    fn free_port(&self, taken: &mut Taken, port: u16, protocol: &str) {
-        let Some(protocols) = taken.protocols.get_mut(&port) else {
-            return;
-        };
-        if let Some(at) = protocols.iter().position(|own| own == protocol) {
-            protocols.swap_remove(at);
-        }
-        if protocols.is_empty() {
-            taken.protocols.remove(&port);
-            taken
-                .ports
-                .give_back(u32::from(port.saturating_sub(*self.ports.start())));
+    fn free_port(&self, taken: &mut Taken, port: u16) {
+        if self.ports.contains(&port) {
+            taken.ports.give_back(u128::from(port - self.ports.start()));
         }
     }
 }
@@ -399,10 +345,10 @@ impl Reservation {
         self.ports.clear();
         let mut taken = self.allocator.taken.lock();
         for ip in std::mem::take(&mut self.freed_ips) {
-            self.allocator.free_ip(&mut taken, ip);
+            taken.free_ip(ip);
         }
-        for (port, protocol) in std::mem::take(&mut self.freed_ports) {
-            self.allocator.free_port(&mut taken, port, &protocol);
+        for port in std::mem::take(&mut self.freed_ports) {
+            self.allocator.free_port(&mut taken, port);
         }
     }
 }
@@ -414,207 +360,27 @@ impl Drop for Reservation {
         }
         let mut taken = self.allocator.taken.lock();
         for ip in self.ips.drain(..) {
-            self.allocator.free_ip(&mut taken, ip);
+            taken.free_ip(ip);
         }
-        for (port, protocol) in self.ports.drain(..) {
-            self.allocator.free_port(&mut taken, port, &protocol);
-        }
-    }
-}
-
-fn service_type(service: &Value) -> &str {
-    service["spec"]["type"].as_str().unwrap_or("ClusterIP")
-}
-
-fn needs_node_ports(service: &Value) -> bool {
-    match service_type(service) {
-        "NodePort" => true,
-        "LoadBalancer" => service["spec"]["allocateLoadBalancerNodePorts"] != false,
-        _ => false,
-    }
-}
-
-/// What the writer left out but the Service had, it keeps; what its new type no longer has, it loses.
-fn carry_over(service: &mut Value, old: &Value) {
-    let (was, is) = (service_type(old).to_owned(), service_type(service).to_owned());
-    if is != "ExternalName" && was != "ExternalName" {
-        let spec = &mut service["spec"];
-        if spec["clusterIP"].as_str().unwrap_or("").is_empty() && old["spec"]["clusterIP"].is_string() {
-            spec["clusterIP"] = old["spec"]["clusterIP"].clone();
+        for port in std::mem::take(&mut self.ports) {
+            self.allocator.free_port(&mut taken, port);
         }
     }
-    let had_ports = matches!(was.as_str(), "NodePort" | "LoadBalancer");
-    if !had_ports {
-        return;
-    }
-    let wants_ports = matches!(is.as_str(), "NodePort" | "LoadBalancer");
-    let old_ports = old["spec"]["ports"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let health = old["spec"]["healthCheckNodePort"].clone();
-    let spec = &mut service["spec"];
-    for port in spec["ports"]
-        .as_array_mut()
-        .map(Vec::as_mut_slice)
-        .unwrap_or_default()
-    {
-        let protocol = |port: &Value| port["protocol"].as_str().unwrap_or("TCP").to_owned();
-        if wants_ports {
-            if port["nodePort"].as_u64().unwrap_or(0) == 0
-                && let Some(same) = old_ports
-                    .iter()
-                    .find(|old| old["port"] == port["port"] && protocol(old) == protocol(port))
-                && same["nodePort"].is_u64()
-            {
-                port["nodePort"] = same["nodePort"].clone();
-            }
-        } else if old_ports.iter().any(|old| old["nodePort"] == port["nodePort"]) {
-            remove(port, "nodePort");
-        }
-    }
-    if is == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local" {
-        if spec["healthCheckNodePort"].as_u64().unwrap_or(0) == 0 && health.is_u64() {
-            spec["healthCheckNodePort"] = health;
-        }
-    } else {
-        remove(spec, "healthCheckNodePort");
-    }
-    if !wants_ports {
-        remove(spec, "externalTrafficPolicy");
-    }
-    if is != "LoadBalancer" {
-        remove(spec, "allocateLoadBalancerNodePorts");
-    }
 }
 
-fn remove(value: &mut Value, field: &str) {
-    if let Some(map) = value.as_object_mut() {
-        map.remove(field);
-    }
-}
-
-/// The addresses a Service holds: none when headless or external.
-fn cluster_ips(service: &Value) -> Vec<Ipv4Addr> {
-    service["spec"]["clusterIP"]
-        .as_str()
-        .and_then(|ip| ip.parse().ok())
-        .into_iter()
-        .collect()
-}
-
-/// The node ports a Service holds, with their protocols; the health check's is TCP.
-fn node_ports(service: &Value) -> Vec<(u16, String)> {
-    let ports = service["spec"]["ports"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+/// The node ports a Service holds, the health check's included. A port that TCP and UDP share is one.
+fn node_ports(service: &Value) -> BTreeSet<u16> {
+    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
+    let ports = ports.map(|p| &p["nodePort"]).filter(|_| uses_node_ports(service));
+    let health = Some(&service["spec"]["healthCheckNodePort"]).filter(|_| needs_health_check(service));
     let port = |value: &Value| {
         value
             .as_u64()
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port != 0)
+            .and_then(|p| u16::try_from(p).ok())
+            .filter(|p| *p != 0)
     };
-    ports
-        .iter()
-        .filter_map(|p| {
-            Some((
-                port(&p["nodePort"])?,
-                p["protocol"].as_str().unwrap_or("TCP").to_owned(),
-            ))
-        })
-        .chain(port(&service["spec"]["healthCheckNodePort"]).map(|port| (port, "TCP".to_owned())))
-        .collect()
+    ports.chain(health).filter_map(port).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn allocator() -> Arc<Allocator> {
-        Allocator::new("10.96.0.0/16".parse().unwrap(), 30000..=32767)
-    }
-
-    fn service(kind: &str, ports: Value) -> Value {
-        json!({ "metadata": { "name": "s" }, "spec": { "type": kind, "ports": ports } })
-    }
-
-    #[test]
-    fn what_fails_or_goes_is_free_again() {
-        let allocator = allocator();
-        let mut first = service("NodePort", json!([{ "port": 80, "nodePort": 30080 }]));
-        drop(allocator.reserve(&mut first, None).unwrap());
-        allocator.reserve(&mut first, None).unwrap().keep();
-        let mut second = service("NodePort", json!([{ "port": 80, "nodePort": 30080 }]));
-        let refusal = allocator.reserve(&mut second, None).err().unwrap();
-        assert_eq!(refusal.field, "spec.ports[0].nodePort");
-        assert_eq!(refusal.message, "provided port is already allocated");
-        let mut third = json!({ "spec": { "clusterIP": first["spec"]["clusterIP"], "ports": [] } });
-        let refusal = allocator.reserve(&mut third, None).err().unwrap();
-        assert!(
-            refusal.message.ends_with("provided IP is already allocated"),
-            "{}",
-            refusal.message
-        );
-        allocator.release(&first);
-        allocator.reserve(&mut second, None).unwrap().keep();
-        allocator.reserve(&mut third, None).unwrap().keep();
-    }
-
-    #[test]
-    fn ranges_are_kept() {
-        let allocator = allocator();
-        let mut low = service("NodePort", json!([{ "port": 80, "nodePort": 80 }]));
-        let refusal = allocator.reserve(&mut low, None).err().unwrap();
-        assert_eq!(
-            refusal.message,
-            "provided port is not in the valid range. The range of valid ports is 30000-32767"
-        );
-        let mut far = json!({ "spec": { "clusterIP": "10.97.0.1" } });
-        assert!(
-            allocator
-                .reserve(&mut far, None)
-                .err()
-                .unwrap()
-                .message
-                .contains("is not in the valid range")
-        );
-    }
-
-    #[test]
-    fn a_type_change_keeps_the_address_and_drops_the_ports() {
-        let allocator = allocator();
-        let mut old = service("NodePort", json!([{ "port": 80 }]));
-        allocator.reserve(&mut old, None).unwrap().keep();
-        let port = old["spec"]["ports"][0]["nodePort"].as_u64().unwrap();
-        let mut new = old.clone();
-        new["spec"]["type"] = json!("ClusterIP");
-        allocator.reserve(&mut new, Some(&old)).unwrap().keep();
-        assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
-        assert!(new["spec"]["ports"][0].get("nodePort").is_none());
-        let mut other = service("NodePort", json!([{ "port": 80, "nodePort": port }]));
-        allocator.reserve(&mut other, None).unwrap().keep();
-    }
-
-    #[test]
-    fn one_service_may_use_a_port_for_two_protocols() {
-        let allocator = allocator();
-        let mut dns = service(
-            "NodePort",
-            json!([{ "port": 53, "protocol": "TCP" }, { "port": 53, "protocol": "UDP" }]),
-        );
-        allocator.reserve(&mut dns, None).unwrap().keep();
-        assert_eq!(
-            dns["spec"]["ports"][0]["nodePort"],
-            dns["spec"]["ports"][1]["nodePort"]
-        );
-    }
-
-    #[test]
-    fn headless_has_no_address() {
-        let allocator = allocator();
-        let mut headless = json!({ "spec": { "clusterIP": "None" } });
-        allocator.reserve(&mut headless, None).unwrap().keep();
-        assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
-    }
-}
+mod tests;

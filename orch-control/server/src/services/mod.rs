@@ -1,4 +1,7 @@
-//! What a Service is given by the server: its cluster IP and its node ports.
+//! What a Service is given by the server: its cluster IPs and its node ports.
 
 pub mod allocate;
 pub mod pool;
+mod range;
+
+pub use range::nth_address;

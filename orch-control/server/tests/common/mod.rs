@@ -46,13 +46,19 @@ impl Cluster {
     }
 
     pub async fn start_in(dir: tempfile::TempDir) -> Self {
+        Self::start_with(dir, &["10.96.0.0/16"]).await
+    }
+
+    /// With other networks for services, the primary first.
+    pub async fn start_with(dir: tempfile::TempDir, networks: &[&str]) -> Self {
         let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
         let stop = CancellationToken::new();
         let config = ServerConfig {
             data_dir: dir.path().to_owned(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             advertise_address: "192.0.2.1".parse().unwrap(),
-            service_cidr: "10.96.0.0/16".parse().unwrap(),
+            service_cidrs: networks.iter().map(|n| n.parse().unwrap()).collect(),
+            cluster_dns: Vec::new(),
             node_port_range: 30000..=32767,
             cluster_domain: "cluster.local".into(),
         };
