@@ -1,4 +1,5 @@
-//! What every cluster has from the start: four namespaces and the Service `kubernetes` with its endpoints.
+//! What every cluster has from the start: four namespaces, the Service `kubernetes` with its endpoints, and the
+//! ServiceCIDR `kubernetes`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,6 +43,12 @@ pub async fn ensure(state: &Arc<State>) -> Result<(), ApiError> {
         },
     });
     put(state, "", "services", "default", "kubernetes", &service, false).await?;
+    let ranges = json!({ "spec": { "cidrs": state.config.service_cidrs } });
+    let group = "networking.k8s.io";
+    if let Err(error) = put(state, group, "servicecidrs", "", "kubernetes", &ranges, true).await {
+        // Its ranges cannot change but for a second family; the server deals out of its own all the same.
+        tracing::warn!(%error, "the ServiceCIDR kubernetes does not show where cluster IPs come from");
+    }
     // Nobody else can reach such an address, and Kubernetes refuses it in Endpoints.
     if address.is_loopback() || address.is_unspecified() {
         return Ok(());

@@ -1,9 +1,9 @@
 //! The API server: PKI, TLS, authentication, authorisation, admission, the one object path, watches, discovery and
-//! the proxies to kubelets.
+//! the proxies to kubelets and to pods.
 //!
 //! A kind is a row of [`orch_api::KINDS`]; nothing here is written for one, except for what admission and the
 //! subresources of pods and services do. Left out for now, each refused in words: RBAC objects (rights are those of
-//! [`auth::authorize`]), protobuf answers, server-side apply, pod and service `proxy`. One API server at a time may
+//! [`auth::authorize`]), protobuf answers, server-side apply. One API server at a time may
 //! run on a store: cluster IPs and node ports are dealt out from memory.
 
 pub mod admission;

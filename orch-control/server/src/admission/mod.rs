@@ -2,6 +2,7 @@
 //!
 //! A fixed list of plug-ins, compiled in, in the order in which Kubernetes runs those of the same names.
 
+mod default_ingress_class;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
 mod node_restriction;
@@ -86,6 +87,7 @@ pub async fn admit(attempt: &mut Attempt<'_>) -> Result<(), ApiError> {
     node_restriction::admit(attempt)?;
     priority::admit(attempt)?;
     default_toleration_seconds::admit(attempt);
+    default_ingress_class::admit(attempt).await?;
     service_allocation::admit(attempt)
 }
 

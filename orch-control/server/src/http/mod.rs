@@ -60,7 +60,9 @@ pub async fn handle(state: Arc<State>, request: Request<Body>) -> Response {
 
     let long = verb == Some(Verb::Watch);
     let labels = RequestLabels {
-        verb: verb.map_or_else(|| method.to_string(), |verb| verb.as_str().to_uppercase()),
+        verb: verb
+            .filter(|verb| *verb != Verb::Other)
+            .map_or_else(|| method.to_string(), |verb| verb.as_str().to_uppercase()),
         group: resource.as_ref().map(|r| r.group.clone()).unwrap_or_default(),
         // Paths that nobody serves must not make new time series.
         resource: resource
@@ -78,7 +80,10 @@ pub async fn handle(state: Arc<State>, request: Request<Body>) -> Response {
         code: response.status().as_u16(),
     };
     state.metrics.request(labels, (!long).then(|| began.elapsed()));
-    if pretty && !long {
+    let proxied = resource
+        .as_ref()
+        .is_some_and(|r| r.subresource.as_deref() == Some("proxy"));
+    if pretty && !long && !proxied {
         response = respond::prettify(response).await;
     }
     if method == Method::HEAD {
@@ -131,6 +136,12 @@ async fn answer(
         None => None,
         Some(name) => Some(kind.subresource(name).ok_or_else(ApiError::no_such_resource)?),
     };
+    if part == Some(Subresource::Proxy) {
+        // Headers, parameters and body are for whom it is passed on to.
+        let name = text(&resource.name);
+        let call = Call::internal(state, user, kind, &text(&resource.namespace), &name)?;
+        return proxy::workload::pass(&call, resource, parts, body).await;
+    }
     let one_of_namespace = resource.name.is_some() || verb == Verb::Create;
     if kind.namespaced && resource.namespace.is_none() && one_of_namespace {
         return Err(ApiError::method_not_allowed());
@@ -173,7 +184,7 @@ async fn answer(
     }
     let outcome = match part {
         None => whole(&call, verb, &parts, body).await,
-        Some(part) => subresource(&call, part, verb, parts, body, resource).await,
+        Some(part) => subresource(&call, part, verb, parts, body).await,
     };
     let mut response = outcome.unwrap_or_else(|error| {
         if error.code() >= 500 {
@@ -233,7 +244,7 @@ async fn whole(call: &Call, verb: Verb, parts: &Parts, body: Body) -> Result<Res
                 &delete::delete_collection(call, &options).await?,
             ))
         }
-        Verb::Watch => Err(ApiError::method_not_allowed()),
+        Verb::Watch | Verb::Other => Err(ApiError::method_not_allowed()),
     }
 }
 
@@ -243,7 +254,6 @@ async fn subresource(
     verb: Verb,
     parts: Parts,
     body: Body,
-    resource: &Resource,
 ) -> Result<Response, ApiError> {
     let ok = |value: Value| {
         Ok(respond::json_bytes(
@@ -257,10 +267,6 @@ async fn subresource(
         | (Subresource::Exec | Subresource::Attach | Subresource::PortForward, Verb::Get | Verb::Create) => {
             proxy::kubelet::pod(call, part, parts).await
         }
-        (Subresource::Proxy, _) if call.kind.plural == "nodes" => {
-            proxy::kubelet::node(call, resource, parts, body).await
-        }
-        (Subresource::Proxy, _) => Err(ApiError::no_such_resource()),
         (Subresource::Scale, Verb::Get) => {
             let object: Value =
                 serde_json::from_slice(&read::get(&plain(call)?).await?).map_err(ApiError::internal)?;

@@ -22,6 +22,8 @@ pub enum Verb {
     Delete,
     /// A collection away.
     DeleteCollection,
+    /// A method that no verb stands for; only what is proxied takes it.
+    Other,
 }
 
 impl Verb {
@@ -37,6 +39,7 @@ impl Verb {
             Verb::Patch => "patch",
             Verb::Delete => "delete",
             Verb::DeleteCollection => "deletecollection",
+            Verb::Other => "",
         }
     }
 
@@ -62,7 +65,7 @@ pub struct Resource {
     pub name: Option<String>,
     /// E.g. `status`.
     pub subresource: Option<String>,
-    /// What follows the subresource, without the slash between (`proxy` uses it).
+    /// What follows the subresource, from its slash on and as it was sent (`proxy` uses it).
     pub rest: String,
 }
 
@@ -78,10 +81,13 @@ pub fn parse(path: &str) -> Option<Resource> {
     let version = decode(version)?;
     let mut rest: Vec<&str> = segments.collect();
     // A slash at the end is let pass, as everywhere in Kubernetes.
-    if rest.last() == Some(&"") {
+    let slash = rest.last() == Some(&"");
+    if slash {
         rest.pop();
     }
-    if rest.is_empty() || rest.iter().take(5).any(|segment| segment.is_empty()) {
+    // What comes after a subresource is for somebody else to read.
+    let own = if rest.first() == Some(&"namespaces") { 5 } else { 3 };
+    if rest.is_empty() || rest.iter().take(own).any(|segment| segment.is_empty()) {
         return None;
     }
     let (namespace, rest) = match rest.as_slice() {
@@ -105,7 +111,11 @@ pub fn parse(path: &str) -> Option<Resource> {
         resource: decode(resource)?,
         name: name.map(decode).transpose_some()?,
         subresource: subresource.map(decode).transpose_some()?,
-        rest: tail.join("/"),
+        rest: match (tail, slash && subresource.is_some()) {
+            ([], false) => String::new(),
+            ([], true) => "/".to_owned(),
+            (tail, slash) => format!("/{}{}", tail.join("/"), if slash { "/" } else { "" }),
+        },
     })
 }
 
@@ -122,6 +132,7 @@ pub fn verb(method: &Method, resource: &Resource, watch: bool) -> Option<Verb> {
         Method::PATCH => Verb::Patch,
         Method::DELETE if named => Verb::Delete,
         Method::DELETE => Verb::DeleteCollection,
+        _ if resource.subresource.as_deref() == Some("proxy") => Verb::Other,
         _ => return None,
     })
 }
@@ -223,7 +234,14 @@ mod tests {
         check("/api/v1/namespaces/a/finalize", "|v1|-|namespaces|a|finalize|");
         check("/api/v1/namespaces/a/pods", "|v1|a|pods|-|-|");
         check("/api/v1/namespaces/a/pods/b/log", "|v1|a|pods|b|log|");
-        check("/api/v1/nodes/n/proxy/a/b", "|v1|-|nodes|n|proxy|a/b");
+        check("/api/v1/nodes/n/proxy/a/b", "|v1|-|nodes|n|proxy|/a/b");
+        check("/api/v1/namespaces/a/pods/b/proxy", "|v1|a|pods|b|proxy|");
+        check("/api/v1/namespaces/a/pods/b/proxy/", "|v1|a|pods|b|proxy|/");
+        check("/api/v1/namespaces/a/pods/b/proxy/c/", "|v1|a|pods|b|proxy|/c/");
+        check(
+            "/api/v1/namespaces/a/services/https:b:80/proxy//c%2Fd",
+            "|v1|a|services|https:b:80|proxy|//c%2Fd",
+        );
         check(
             "/apis/apps/v1/namespaces/a/deployments/b%2Dc",
             "apps|v1|a|deployments|b-c|-|",

@@ -118,6 +118,7 @@ fn kubelet_path(call: &Call, subresource: Subresource, pod: &Value) -> Result<St
 /// 404 without the node, 500 when it cannot be asked.
 pub async fn node(
     call: &Call,
+    node: &str,
     resource: &Resource,
     mut parts: Parts,
     body: Body,
@@ -127,16 +128,14 @@ pub async fn node(
         .query()
         .map(|query| format!("?{query}"))
         .unwrap_or_default();
+    let path = if resource.rest.is_empty() {
+        "/"
+    } else {
+        &resource.rest
+    };
+    let target = format!("{path}{query}");
     let upgrade = parts.extensions.remove::<OnUpgrade>();
-    send(
-        call,
-        &call.name,
-        format!("/{}{query}", resource.rest),
-        parts,
-        body,
-        upgrade,
-    )
-    .await
+    send(call, node, target, parts, body, upgrade).await
 }
 
 fn check_log_options(call: &Call) -> Result<(), ApiError> {
@@ -245,7 +244,7 @@ async fn send(
 }
 
 /// Where the node's kubelet is, in the order that the reference API server prefers.
-fn address(node: &Value) -> Option<(String, u16)> {
+pub(super) fn address(node: &Value) -> Option<(String, u16)> {
     let addresses = node["status"]["addresses"].as_array()?;
     let host = ["InternalIP", "ExternalIP", "Hostname"].iter().find_map(|kind| {
         addresses

@@ -1,14 +1,14 @@
-//! Requests to a kubelet: one TLS connection each, streamed both ways, upgraded connections joined byte by byte.
+//! Requests to a kubelet: one TLS connection each, in the API server's name.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{body::Body, response::Response};
-use http::{HeaderMap, HeaderName, Request, StatusCode, header};
+use http::Request;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 
+use super::exchange::exchange;
 use crate::{
     listener::{TlsError, certificates, private_key, roots},
     pki::Issued,
@@ -80,10 +80,7 @@ impl Kubelets {
         })
     }
 
-    /// Sends `request` (its URI is path and query only) to `host:port` and streams what comes back.
-    ///
-    /// When both sides agree to upgrade, `on_upgrade` (the client's side) is joined with the kubelet's: from then
-    /// on bytes pass untouched until either side closes.
+    /// Sends `request` to `host:port`; see [`exchange`].
     ///
     /// # Errors
     /// When the kubelet cannot be reached or does not speak HTTP.
@@ -91,7 +88,7 @@ impl Kubelets {
         &self,
         host: &str,
         port: u16,
-        mut request: Request<Body>,
+        request: Request<Body>,
         on_upgrade: Option<OnUpgrade>,
     ) -> Result<Response, TunnelError> {
         let address = match host.parse::<std::net::IpAddr>() {
@@ -121,60 +118,8 @@ impl Kubelets {
                 address: address.clone(),
                 source: std::io::ErrorKind::TimedOut.into(),
             })??;
-        let failed = |source| TunnelError::Http {
-            address: address.clone(),
-            source,
-        };
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        exchange(stream, &address, request, on_upgrade)
             .await
-            .map_err(failed)?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection to a kubelet ended");
-            }
-        });
-
-        strip(request.headers_mut(), on_upgrade.is_some());
-        if let Ok(host) = header::HeaderValue::from_str(&address) {
-            request.headers_mut().insert(header::HOST, host);
-        }
-        let mut response = sender.send_request(request).await.map_err(failed)?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS
-            && let Some(client) = on_upgrade
-        {
-            let kubelet = hyper::upgrade::on(&mut response);
-            tokio::spawn(async move {
-                match tokio::try_join!(client, kubelet) {
-                    Ok((client, kubelet)) => {
-                        let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
-                        // Either side may simply go away; that is how these sessions end.
-                        let _ = tokio::io::copy_bidirectional(&mut client, &mut kubelet).await;
-                    }
-                    Err(error) => tracing::debug!(%error, "upgrade to a kubelet failed"),
-                }
-            });
-            return Ok(response.map(|_| Body::empty()));
-        }
-        strip(response.headers_mut(), false);
-        Ok(response.map(Body::new))
-    }
-}
-
-/// Takes away what concerns one connection only (RFC 9110, 7.6.1), and the client's own credentials.
-fn strip(headers: &mut HeaderMap, keep_upgrade: bool) {
-    const HOP_BY_HOP: [HeaderName; 5] = [
-        HeaderName::from_static("keep-alive"),
-        header::PROXY_AUTHENTICATE,
-        header::TE,
-        header::TRANSFER_ENCODING,
-        header::TRAILER,
-    ];
-    for name in HOP_BY_HOP {
-        headers.remove(name);
-    }
-    headers.remove(header::AUTHORIZATION);
-    if !keep_upgrade {
-        headers.remove(header::CONNECTION);
-        headers.remove(header::UPGRADE);
+            .map_err(|source| TunnelError::Http { address, source })
     }
 }
