@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::plan::{Wanted, is_headless};
+use super::slices::set_cause;
 
 /// The most addresses that are written; Kubernetes' limit, with its annotation when there would be more.
 const MAX_ADDRESSES: usize = 1000;
@@ -16,18 +18,19 @@ const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 pub fn endpoints(service: &Service, wanted: Vec<Wanted>) -> Endpoints {
     let publish = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses) == Some(true);
     let primary = super::plan::families(service).first().copied().unwrap_or("IPv4");
+    let mut wanted: Vec<Wanted> = wanted
+        .into_iter()
+        .filter(|one| one.family == primary && (publish || !is_terminating(one)))
+        .collect();
+    // Who must choose takes those that work.
+    let truncated = wanted.len() > MAX_ADDRESSES;
+    if truncated {
+        wanted.sort_by_key(|one| !is_ready(one));
+        wanted.truncate(MAX_ADDRESSES);
+    }
     let mut groups: BTreeMap<String, EndpointSubset> = BTreeMap::new();
-    let (mut count, mut truncated) = (0, false);
     for one in wanted {
-        let conditions = one.endpoint.conditions.unwrap_or_default();
-        if one.family != primary || conditions.terminating == Some(true) && !publish {
-            continue;
-        }
-        count += 1;
-        if count > MAX_ADDRESSES {
-            truncated = true;
-            break;
-        }
+        let ready = is_ready(&one);
         let subset = groups.entry(format!("{:?}", one.ports)).or_default();
         let port = |p: k8s_openapi::api::discovery::v1::EndpointPort| EndpointPort {
             name: p.name.filter(|n| !n.is_empty()),
@@ -42,7 +45,6 @@ pub fn endpoints(service: &Service, wanted: Vec<Wanted>) -> Endpoints {
             node_name: one.endpoint.node_name,
             target_ref: one.endpoint.target_ref,
         };
-        let ready = conditions.ready == Some(true);
         let list = if ready {
             &mut subset.addresses
         } else {
@@ -77,5 +79,82 @@ pub fn endpoints(service: &Service, wanted: Vec<Wanted>) -> Endpoints {
             ..ObjectMeta::default()
         },
         subsets: (!subsets.is_empty()).then_some(subsets),
+    }
+}
+
+fn is_ready(wanted: &Wanted) -> bool {
+    wanted.endpoint.conditions.as_ref().and_then(|c| c.ready) == Some(true)
+}
+
+fn is_terminating(wanted: &Wanted) -> bool {
+    wanted.endpoint.conditions.as_ref().and_then(|c| c.terminating) == Some(true)
+}
+
+/// What to write over `existing`; nothing if it says all that is wanted.
+pub fn update(existing: &Endpoints, wanted: Endpoints, cause: Option<Timestamp>) -> Option<Endpoints> {
+    let labels = |e: &Endpoints| e.metadata.labels.clone().unwrap_or_default();
+    let subsets = |e: &Endpoints| e.subsets.clone().unwrap_or_default();
+    let capacity = |e: &Endpoints| e.annotations().get(OVER_CAPACITY).cloned();
+    if labels(existing) == labels(&wanted)
+        && subsets(existing) == subsets(&wanted)
+        && capacity(existing) == capacity(&wanted)
+    {
+        return None;
+    }
+    let mut metadata = existing.metadata.clone();
+    let annotations = metadata.annotations.get_or_insert_default();
+    annotations.remove(OVER_CAPACITY);
+    annotations.extend(capacity(&wanted).map(|value| (OVER_CAPACITY.to_owned(), value)));
+    metadata.labels = wanted.metadata.labels;
+    set_cause(&mut metadata, cause);
+    Some(Endpoints {
+        metadata,
+        subsets: wanted.subsets,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoints::plan::{Place, endpoints as plan};
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+    use std::sync::Arc;
+
+    fn pods(count: usize, ready: impl Fn(usize) -> bool) -> Vec<Arc<Pod>> {
+        let one = |i: usize| {
+            serde_json::from_value(json!({
+                "metadata": { "name": format!("p{i}"), "uid": format!("u{i}") },
+                "spec": { "nodeName": "n", "containers": [] },
+                "status": { "podIPs": [{ "ip": format!("fd00::{:x}", i + 1) }, { "ip": format!("10.0.{}.{}", i / 250, i % 250 + 1) }],
+                    "conditions": [{ "type": "Ready", "status": if ready(i) { "True" } else { "False" } }] },
+            }))
+            .unwrap()
+        };
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn only_the_primary_family_and_a_thousand_of_the_ready_first() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": { "name": "s" }, "spec": { "ipFamilies": ["IPv6", "IPv4"], "ports": [{ "port": 80 }] },
+        }))
+        .unwrap();
+        let made = |pods: &[Arc<Pod>]| endpoints(&service, plan(&service, pods, |_| Place::In(None)));
+        let few = made(&pods(2, |_| true));
+        let subset = &few.subsets.as_ref().unwrap()[0];
+        assert_eq!(subset.addresses.as_ref().unwrap()[0].ip, "fd00::1");
+        assert_eq!(few.metadata.annotations, None);
+        let many = made(&pods(1200, |i| i >= 300));
+        let subset = &many.subsets.as_ref().unwrap()[0];
+        let count = |list: &Option<Vec<EndpointAddress>>| list.as_ref().map_or(0, Vec::len);
+        assert_eq!(
+            (count(&subset.addresses), count(&subset.not_ready_addresses)),
+            (900, 100)
+        );
+        assert_eq!(many.annotations()[OVER_CAPACITY], "truncated");
+        let back = update(&many, few.clone(), None).unwrap();
+        assert!(back.metadata.annotations.is_none_or(|a| a.is_empty()));
+        assert_eq!(update(&few, made(&pods(2, |_| true)), None), None);
     }
 }

@@ -2,30 +2,35 @@
 //!
 //! # Flow
 //! A service, a pod that it selects (or did), a node's zone, or one of its slices changes → the endpoints are
-//! computed from the pods and compared with the slices; only slices that differ are written.
+//! computed from the pods and compared with the slices; only slices that differ are written. Each of the service's
+//! address families has its own slices; Endpoints know only the primary one.
 //! # Guarantees
 //! An endpoint stays in its slice while it exists, so that one pod's change is one slice's write. A pod whose
 //! deletion has begun is at once neither ready nor anything but terminating.
 //! # Assumptions
 //! Slices that are not marked as this controller's belong to somebody else. Services without a selector have
-//! endpoints that somebody else writes.
+//! endpoints that somebody else writes; those of type ExternalName have none.
 //! # Errors
 //! A failed write is tried again with back-off. While a write of ours has not come back through the watch the
 //! service waits for it, lest a slice be made twice.
 
+mod cause;
 mod legacy;
 mod plan;
 mod slices;
+mod topology;
 pub mod tracker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 
+use self::cause::Causes;
+use self::plan::Place;
 use self::tracker::Tracker;
 use crate::Context;
 use crate::core::{Doing, Informers, Key, Next, Queue, ReconcileError, drive, is, namespace_is_terminating};
@@ -34,6 +39,8 @@ struct Controller {
     client: Client,
     informers: Arc<Informers>,
     tracker: Tracker,
+    slice_causes: Causes,
+    endpoint_causes: Causes,
 }
 
 /// Whether the service's selector names pods with these labels.
@@ -57,6 +64,8 @@ pub fn start(context: &Context) {
         client: context.client.clone(),
         informers: informers.clone(),
         tracker: Tracker::default(),
+        slice_causes: Causes::default(),
+        endpoint_causes: Causes::default(),
     });
 
     let wake = [slices.clone(), endpoints.clone()];
@@ -85,11 +94,18 @@ pub fn start(context: &Context) {
             }
         }
     });
-    let (wake, reader) = (slices.clone(), informers.clone());
+    let (wake, reader) = ([slices.clone(), endpoints.clone()], informers.clone());
     informers.nodes.subscribe(move |change| {
-        let zone = |n: Option<&Arc<k8s_openapi::api::core::v1::Node>>| n.and_then(|n| plan::zone(n));
-        if zone(change.old) != zone(change.new) {
-            reader.services.all().iter().for_each(|s| wake.add(Key::of(&**s)));
+        let place = |n: Option<&Arc<Node>>| n.map(|n| topology::zone(n));
+        let share = |n: Option<&Arc<Node>>| n.and_then(|n| topology::share(n));
+        let moved = place(change.old) != place(change.new);
+        if !moved && share(change.old) == share(change.new) {
+            return;
+        }
+        for service in reader.services.all() {
+            if moved || topology::is_auto(&service) {
+                wake.iter().for_each(|queue| queue.add(Key::of(&*service)));
+            }
         }
     });
     let (wake, this) = (slices.clone(), controller.clone());
@@ -125,13 +141,18 @@ impl Controller {
         self.informers.nodes.synced().await;
     }
 
-    /// The service with the pods it selects; `None` if it has no endpoints of ours.
+    fn place(&self, node: &str) -> Place {
+        match self.informers.nodes.get(&Key::new("", node)) {
+            Some(node) => Place::In(topology::zone(&node)),
+            None => Place::Nowhere,
+        }
+    }
+
+    /// The service with the pods it selects; `None` if its endpoints are not ours to make.
     fn service(&self, key: &Key) -> Option<(Arc<Service>, Vec<Arc<Pod>>)> {
         let service = self.informers.services.get(key)?;
         let spec = service.spec.as_ref()?;
-        if spec.selector.as_ref().is_none_or(|s| s.is_empty())
-            || spec.type_.as_deref() == Some("ExternalName")
-        {
+        if spec.selector.as_ref().is_none_or(|s| s.is_empty()) {
             return None;
         }
         let mut pods = self.informers.pods.in_namespace(&key.namespace);
@@ -145,6 +166,7 @@ impl Controller {
         let Some((service, pods)) = self.service(key) else {
             // Slices of a service that is gone are the garbage collector's.
             self.tracker.forget(key);
+            self.slice_causes.forget(key);
             return Ok(None);
         };
         if service.metadata.deletion_timestamp.is_some() {
@@ -156,14 +178,24 @@ impl Controller {
         }
         let mut existing = self.informers.slices.in_namespace(&key.namespace);
         existing.retain(|s| slices::is_ours(s) && slices::service_of(s) == Some(key.name.as_str()));
-        let zone = |node: &str| {
-            self.informers
-                .nodes
-                .get(&Key::new("", node))
-                .and_then(|n| plan::zone(&n))
+        let (cause, seen) = self.slice_causes.of(key, &service, &pods);
+        let steps = if is_external(&service) {
+            slices::Steps {
+                delete: existing,
+                ..slices::Steps::default()
+            }
+        } else {
+            let mut wanted = plan::endpoints(&service, &pods, |node| self.place(node));
+            let shares = || {
+                self.informers
+                    .nodes
+                    .all()
+                    .into_iter()
+                    .filter_map(|n| topology::share(&n))
+            };
+            topology::hint(&service, &mut wanted, || topology::ratios(shares()));
+            slices::plan(&service, wanted, &existing, cause)
         };
-        let wanted = plan::endpoints(&service, &pods, zone);
-        let steps = slices::plan(&service, wanted, &existing);
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
         for slice in steps.update {
             let name = slice.name_any();
@@ -199,6 +231,7 @@ impl Controller {
                 self.tracker.deleted(key, &slice);
             }
         }
+        self.slice_causes.written(key, seen);
         Ok(None)
     }
 
@@ -207,7 +240,9 @@ impl Controller {
         self.informers.endpoints.synced().await;
         let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
         let existing = self.informers.endpoints.get(key);
-        let Some((service, pods)) = self.service(key) else {
+        let found = self.service(key);
+        let Some((service, pods)) = found.filter(|(service, _)| !is_external(service)) else {
+            self.endpoint_causes.forget(key);
             // As in Kubernetes, a service takes its endpoints with it; those of one without selector are its owner's.
             if existing.is_some() && self.informers.services.get(key).is_none() {
                 api.delete(&key.name, &DeleteParams::default())
@@ -219,28 +254,31 @@ impl Controller {
         if service.metadata.deletion_timestamp.is_some() {
             return Ok(None);
         }
-        let wanted = legacy::endpoints(&service, plan::endpoints(&service, &pods, |_| None));
+        let (cause, seen) = self.endpoint_causes.of(key, &service, &pods);
+        let wanted = plan::endpoints(&service, &pods, |node| self.place(node));
+        let mut wanted = legacy::endpoints(&service, wanted);
         let Some(existing) = existing else {
+            slices::set_cause(&mut wanted.metadata, cause);
             return match api.create(&PostParams::default(), &wanted).await {
                 Err(error) if !is(&error, 409) && !namespace_is_terminating(&error) => {
                     Err(error).doing(|| format!("create endpoints {key}"))
                 }
-                _ => Ok(None),
+                _ => {
+                    self.endpoint_causes.written(key, seen);
+                    Ok(None)
+                }
             };
         };
-        let labels = |e: &Endpoints| e.metadata.labels.clone().unwrap_or_default();
-        let subsets = |e: &Endpoints| e.subsets.clone().unwrap_or_default();
-        if labels(&existing) == labels(&wanted) && subsets(&existing) == subsets(&wanted) {
-            return Ok(None);
+        if let Some(next) = legacy::update(&existing, wanted, cause) {
+            let written = api.replace(&key.name, &PostParams::default(), &next).await;
+            written.doing_if_there(|| format!("update endpoints {key}"))?;
         }
-        let mut metadata = existing.metadata.clone();
-        metadata.labels = wanted.metadata.labels;
-        let next = Endpoints {
-            metadata,
-            subsets: wanted.subsets,
-        };
-        let written = api.replace(&key.name, &PostParams::default(), &next).await;
-        written.doing_if_there(|| format!("update endpoints {key}"))?;
+        self.endpoint_causes.written(key, seen);
         Ok(None)
     }
+}
+
+/// Whether the service is only another name for something: it has no endpoints.
+fn is_external(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|s| s.type_.as_deref()) == Some("ExternalName")
 }

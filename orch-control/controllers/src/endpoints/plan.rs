@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, Node, ObjectReference, Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
@@ -18,11 +18,6 @@ pub struct Wanted {
     pub ports: Vec<EndpointPort>,
     /// The endpoint itself.
     pub endpoint: Endpoint,
-}
-
-/// The zone a node is in.
-pub fn zone(node: &Node) -> Option<String> {
-    node.labels().get("topology.kubernetes.io/zone").cloned()
 }
 
 fn addresses(pod: &Pod) -> Vec<&str> {
@@ -116,8 +111,18 @@ fn ports(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
     .collect()
 }
 
-/// The endpoints of `service`, given the pods it selects.
-pub fn endpoints(service: &Service, pods: &[Arc<Pod>], zone: impl Fn(&str) -> Option<String>) -> Vec<Wanted> {
+/// What is known of a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    /// It is there, perhaps in a zone.
+    In(Option<String>),
+    /// There is no such node (any more).
+    Nowhere,
+}
+
+/// The endpoints of `service`, given the pods it selects. A pod whose node is gone is none, unless the service wants
+/// even those that are not ready: nobody will tell of its end.
+pub fn endpoints(service: &Service, pods: &[Arc<Pod>], place: impl Fn(&str) -> Place) -> Vec<Wanted> {
     let spec = service.spec.clone().unwrap_or_default();
     let publish = spec.publish_not_ready_addresses == Some(true);
     let families = families(service);
@@ -128,6 +133,11 @@ pub fn endpoints(service: &Service, pods: &[Arc<Pod>], zone: impl Fn(&str) -> Op
             .spec
             .as_ref()
             .filter(|s| s.subdomain.as_deref() == Some(service.name_any().as_str()));
+        let zone = match node_name(pod).map(&place) {
+            Some(Place::In(zone)) => zone,
+            Some(Place::Nowhere) if !publish => continue,
+            _ => None,
+        };
         let hostname = names.and_then(|s| s.hostname.clone()).filter(|h| !h.is_empty());
         for address in addresses(pod) {
             let family = match address.parse() {
@@ -138,7 +148,6 @@ pub fn endpoints(service: &Service, pods: &[Arc<Pod>], zone: impl Fn(&str) -> Op
             if !families.contains(&family) {
                 continue;
             }
-            let node = node_name(pod).map(str::to_owned);
             out.push(Wanted {
                 family,
                 ports: ports(service, pod),
@@ -150,8 +159,8 @@ pub fn endpoints(service: &Service, pods: &[Arc<Pod>], zone: impl Fn(&str) -> Op
                         terminating: Some(terminating),
                     }),
                     hostname: hostname.clone(),
-                    zone: node.as_deref().and_then(&zone),
-                    node_name: node,
+                    zone: zone.clone(),
+                    node_name: node_name(pod).map(str::to_owned),
                     target_ref: Some(ObjectReference {
                         kind: Some("Pod".into()),
                         namespace: pod.namespace(),

@@ -1,11 +1,12 @@
 //! Which slices to write so that they say what is wanted, changing as few as possible.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::plan::{Wanted, families, is_headless};
@@ -15,6 +16,7 @@ const MAX_ENDPOINTS: usize = 100;
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const HEADLESS: &str = "service.kubernetes.io/headless";
+const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Kubernetes' name for this controller: slices with it are ours.
 const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 
@@ -61,15 +63,18 @@ fn group(family: &'static str, ports: &[EndpointPort]) -> Group {
 }
 
 /// Who an endpoint is, whatever its condition.
-fn identity(endpoint: &Endpoint) -> (Option<&str>, Vec<String>) {
-    (
-        endpoint.target_ref.as_ref().and_then(|t| t.uid.as_deref()),
-        endpoint.addresses.clone(),
-    )
+fn identity(endpoint: &Endpoint) -> (Option<String>, Vec<String>) {
+    let target = endpoint.target_ref.as_ref();
+    (target.and_then(|t| t.uid.clone()), endpoint.addresses.clone())
 }
 
-/// Compares what is wanted with what is there.
-pub fn plan(service: &Service, wanted: Vec<Wanted>, existing: &[Arc<EndpointSlice>]) -> Steps {
+/// Compares what is wanted with what is there. `cause` is when the oldest change happened that is now written.
+pub fn plan(
+    service: &Service,
+    wanted: Vec<Wanted>,
+    existing: &[Arc<EndpointSlice>],
+    cause: Option<Timestamp>,
+) -> Steps {
     let labels = labels(service);
     let mut groups: BTreeMap<Group, (Vec<EndpointPort>, Vec<Endpoint>)> = BTreeMap::new();
     for one in wanted {
@@ -102,7 +107,20 @@ pub fn plan(service: &Service, wanted: Vec<Wanted>, existing: &[Arc<EndpointSlic
         let slices = by_group.remove(&key).unwrap_or_default();
         fill(service, &labels, key.0, ports, endpoints, slices, &mut steps);
     }
+    for slice in steps.create.iter_mut().chain(&mut steps.update) {
+        set_cause(&mut slice.metadata, cause);
+    }
     steps
+}
+
+/// Notes when the oldest change happened that this write carries, for those who measure how long it took.
+pub fn set_cause(metadata: &mut ObjectMeta, cause: Option<Timestamp>) {
+    let annotations = metadata.annotations.get_or_insert_default();
+    match cause {
+        Some(at) => annotations.insert(LAST_CHANGE.to_owned(), at.to_string()),
+        None => annotations.remove(LAST_CHANGE),
+    };
+    metadata.annotations.take_if(|all| all.is_empty());
 }
 
 fn fill(
@@ -110,21 +128,24 @@ fn fill(
     labels: &BTreeMap<String, String>,
     family: &'static str,
     ports: Vec<EndpointPort>,
-    mut endpoints: Vec<Endpoint>,
+    endpoints: Vec<Endpoint>,
     slices: Vec<Arc<EndpointSlice>>,
     steps: &mut Steps,
 ) {
-    // First every endpoint is renewed where it is.
+    // First every endpoint is renewed where it is; what is left stays in order.
+    let at: HashMap<_, usize> = (endpoints.iter().enumerate())
+        .map(|(i, endpoint)| (identity(endpoint), i))
+        .collect();
+    let mut endpoints: Vec<Option<Endpoint>> = endpoints.into_iter().map(Some).collect();
     let mut drafts: Vec<(Arc<EndpointSlice>, Vec<Endpoint>)> = Vec::new();
     for slice in slices {
         let mut kept = Vec::new();
         for old in slice.endpoints.iter().flatten() {
-            if let Some(at) = endpoints.iter().position(|e| identity(e) == identity(old)) {
-                kept.push(endpoints.remove(at));
-            }
+            kept.extend(at.get(&identity(old)).and_then(|i| endpoints[*i].take()));
         }
         drafts.push((slice, kept));
     }
+    let mut endpoints: Vec<Endpoint> = endpoints.into_iter().flatten().collect();
     // New ones go first to slices that are to be written anyway, then to any with room.
     let changed = |slice: &EndpointSlice, kept: &[Endpoint]| {
         slice.endpoints.as_deref().unwrap_or_default() != kept || slice.labels() != labels
@@ -177,105 +198,4 @@ fn fill(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::plan::endpoints;
-    use super::*;
-    use k8s_openapi::api::core::v1::Pod;
-    use serde_json::json;
-
-    fn service() -> Service {
-        serde_json::from_value(json!({
-            "metadata": { "name": "web", "namespace": "ns", "uid": "s" },
-            "spec": { "clusterIP": "10.96.0.9", "selector": { "app": "web" },
-                "ports": [{ "name": "http", "port": 80, "targetPort": "web" }] },
-        }))
-        .unwrap()
-    }
-
-    fn pod(i: usize, ready: bool, port: i32) -> Arc<Pod> {
-        Arc::new(
-            serde_json::from_value(json!({
-                "metadata": { "name": format!("p{i}"), "namespace": "ns", "uid": format!("u{i}") },
-                "spec": { "nodeName": "n", "containers": [{ "name": "c",
-                    "ports": [{ "name": "web", "containerPort": port }] }] },
-                "status": { "podIP": format!("10.244.{}.{}", i / 250, i % 250 + 1), "phase": "Running",
-                    "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }] },
-            }))
-            .unwrap(),
-        )
-    }
-
-    fn made(steps: Steps) -> Vec<Arc<EndpointSlice>> {
-        let named = |(i, mut s): (usize, EndpointSlice)| {
-            s.metadata.name = Some(format!("web-{i}"));
-            s.metadata.uid = Some(format!("slice{i}"));
-            Arc::new(s)
-        };
-        steps.create.into_iter().enumerate().map(named).collect()
-    }
-
-    fn slices_of(pods: &[Arc<Pod>], existing: &[Arc<EndpointSlice>]) -> Steps {
-        plan(
-            &service(),
-            endpoints(&service(), pods, |_| Some("z".into())),
-            existing,
-        )
-    }
-
-    #[test]
-    fn no_pods_means_one_slice_that_says_so_and_stays() {
-        let there = made(slices_of(&[], &[]));
-        assert_eq!(there.len(), 1);
-        let again = slices_of(&[], &there);
-        assert!(again.create.is_empty() && again.update.is_empty() && again.delete.is_empty());
-        let first = slices_of(&[pod(1, true, 80)], &there);
-        assert_eq!(
-            (first.create.len(), first.update.len(), first.delete.len()),
-            (1, 0, 1)
-        );
-    }
-
-    #[test]
-    fn one_pod_changes_one_slice() {
-        let mut pods: Vec<_> = (0..250).map(|i| pod(i, true, 8080)).collect();
-        let there = made(slices_of(&pods, &[]));
-        assert_eq!(
-            there
-                .iter()
-                .map(|s| s.endpoints.as_ref().unwrap().len())
-                .collect::<Vec<_>>(),
-            [100, 100, 50]
-        );
-        assert_eq!(there[0].ports.as_ref().unwrap()[0].port, Some(8080));
-        pods[120] = pod(120, false, 8080);
-        let steps = slices_of(&pods, &there);
-        assert_eq!(
-            (steps.create.len(), steps.update.len(), steps.delete.len()),
-            (0, 1, 0)
-        );
-        assert_eq!(steps.update[0].name_any(), "web-1");
-        pods.push(pod(250, true, 8080));
-        let steps = slices_of(&pods, &there);
-        assert_eq!((steps.create.len(), steps.update.len()), (0, 2));
-    }
-
-    #[test]
-    fn a_pod_that_is_going_is_terminating_at_once() {
-        let mut going = Pod::clone(&pod(1, true, 80));
-        going.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
-            k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
-        ));
-        let wanted = endpoints(&service(), &[Arc::new(going)], |_| None);
-        let conditions = wanted[0].endpoint.conditions.clone().unwrap();
-        assert_eq!(
-            (conditions.ready, conditions.serving, conditions.terminating),
-            (Some(false), Some(true), Some(true))
-        );
-    }
-
-    #[test]
-    fn pods_whose_named_port_differs_get_slices_of_their_own() {
-        let there = made(slices_of(&[pod(1, true, 80), pod(2, true, 81)], &[]));
-        assert_eq!(there.len(), 2);
-    }
-}
+mod tests;
