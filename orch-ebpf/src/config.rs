@@ -18,8 +18,13 @@ pub const ANNOUNCED_MAP: &str = "ORCH_ANNOUNCED";
 /// Most announced addresses of one family.
 pub const ANNOUNCED_MAX: usize = 16_384;
 
+/// Network identifier of the tunnel (RFC 7348).
+pub const TUNNEL_NETWORK: u32 = 1;
+/// Hardware address of the tunnel's device on every node, so that a sender need not ask for it.
+pub const TUNNEL_MAC: [u8; 6] = [0x02, 0x6f, 0x72, 0x63, 0x68, 0x01];
+
 /// The node's settings in one family. Where the node has no address of the family, all zero.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FamilyConfig<A> {
     /// The node's address, the source of masqueraded packets.
@@ -36,9 +41,9 @@ pub struct FamilyConfig<A> {
     pub dns_address: A,
 }
 
-abi!(both FamilyConfig { size 24, align 1, {
+abi!(both FamilyConfig { size 24, align 4, {
     node_address @ 0, cluster_address @ 4, cluster_mask @ 8, service_address @ 12, service_mask @ 16, dns_address @ 20,
-} } { size 96, align 1, {
+} } { size 96, align 4, {
     node_address @ 0, cluster_address @ 16, cluster_mask @ 32, service_address @ 48, service_mask @ 64,
     dns_address @ 80,
 } });

@@ -18,7 +18,7 @@ pub const FRAGMENTS_MAX: usize = 4_096;
 /// Who talks to whom, as seen in a packet.
 ///
 /// An ICMP echo's identifier is the port of the side that asked; the other port is zero.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple<A> {
     /// Source address.
@@ -35,9 +35,9 @@ pub struct Tuple<A> {
     pub _pad: [u8; 3],
 }
 
-abi!(both Tuple { size 16, align 2, {
+abi!(both Tuple { size 16, align 4, {
     source @ 0, destination @ 4, source_port @ 8, destination_port @ 10, protocol @ 12, _pad @ 13,
-} } { size 40, align 2, {
+} } { size 40, align 4, {
     source @ 0, destination @ 16, source_port @ 32, destination_port @ 34, protocol @ 36, _pad @ 37,
 } });
 

@@ -4,7 +4,8 @@
 //! Everything that crosses the border between programs and agent stands in this library's modules: map keys and
 //! values, constants, and the one list of drop reasons. Each IP family has maps of its own, whose names end in 4 or 6
 //! and whose types are generic over the [`Address`]. Addresses are bytes in the order they have on the wire, so that
-//! `bpftool map dump` prints them as a person writes them; ports are integers in the host's order.
+//! `bpftool map dump` prints them as a person writes them, on boundaries of four bytes, so that programs copy words;
+//! ports are integers in the host's order.
 
 pub mod address;
 pub mod bandwidth;

@@ -35,7 +35,7 @@ pub const AFFINITY_MAX: usize = 65_536;
 pub const SOCKETS_MAX: usize = 65_536;
 
 /// An address and port that clients use.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey<A> {
     /// The service's address, or [`crate::Address::ANY`] for every address of the node.
@@ -53,7 +53,7 @@ pub const SCOPE_INTERNAL: u8 = 0;
 /// [`ServiceKey`] scope: for packets from outside, under `externalTrafficPolicy`.
 pub const SCOPE_EXTERNAL: u8 = 1;
 
-abi!(both ServiceKey { size 8, align 2, { address @ 0, port @ 4, protocol @ 6, scope @ 7 } } { size 20, align 2, { address @ 0, port @ 16, protocol @ 18, scope @ 19 } });
+abi!(both ServiceKey { size 8, align 4, { address @ 0, port @ 4, protocol @ 6, scope @ 7 } } { size 20, align 4, { address @ 0, port @ 16, protocol @ 18, scope @ 19 } });
 
 /// Where a service leads.
 #[repr(C)]
@@ -114,7 +114,7 @@ pub struct BackendKey {
 abi!(BackendKey, size 4, align 4, { id @ 0 });
 
 /// An endpoint that answers for services.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Backend<A> {
     /// The endpoint's address.
@@ -132,7 +132,7 @@ pub struct Backend<A> {
 /// Flag of [`Backend`]: on this node, so that a packet from outside keeps its source address.
 pub const BACKEND_LOCAL: u8 = 1;
 
-abi!(both Backend { size 12, align 2, { address @ 0, port @ 4, protocol @ 6, flags @ 7, node @ 8 } } { size 36, align 2, { address @ 0, port @ 16, protocol @ 18, flags @ 19, node @ 20 } });
+abi!(both Backend { size 12, align 4, { address @ 0, port @ 4, protocol @ 6, flags @ 7, node @ 8 } } { size 36, align 4, { address @ 0, port @ 16, protocol @ 18, flags @ 19, node @ 20 } });
 
 /// A network from which a service may be used. In the trie the prefix length counts the pool's 32 bits as well.
 #[repr(C)]
@@ -206,7 +206,7 @@ pub struct SocketKey<A> {
 abi!(both SocketKey { size 16, align 4, { cookie @ 0, address @ 8, port @ 12, _pad @ 14 } } { size 28, align 4, { cookie @ 0, address @ 8, port @ 24, _pad @ 26 } });
 
 /// The address that the socket's owner asked for.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SocketOrigin<A> {
     /// The service's address.
@@ -217,4 +217,4 @@ pub struct SocketOrigin<A> {
     pub _pad: u16,
 }
 
-abi!(both SocketOrigin { size 8, align 2, { address @ 0, port @ 4, _pad @ 6 } } { size 20, align 2, { address @ 0, port @ 16, _pad @ 18 } });
+abi!(both SocketOrigin { size 8, align 4, { address @ 0, port @ 4, _pad @ 6 } } { size 20, align 4, { address @ 0, port @ 16, _pad @ 18 } });

@@ -7,19 +7,25 @@
 )]
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use orch_ebpf::datapath::{
     pod,
-    socket::{self, Family},
-    uplink,
+    socket::{self, Kind},
+    tunnel, uplink, xdp as driver,
 };
 
 /// Packets from a pod: at ingress of the node's side of its veth pair.
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
     pod::ingress(&ctx)
+}
+
+/// Packets that the network stack sends to a pod: at egress of the node's side of its veth pair.
+#[classifier]
+pub fn pod_egress(ctx: TcContext) -> i32 {
+    pod::egress(&ctx)
 }
 
 /// Packets from outside and from other nodes.
@@ -34,13 +40,31 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
     uplink::egress(&ctx)
 }
 
+/// Packets from other nodes through the tunnel.
+#[classifier]
+pub fn tunnel_ingress(ctx: TcContext) -> i32 {
+    tunnel::ingress(&ctx)
+}
+
+/// Packets to other nodes through the tunnel.
+#[classifier]
+pub fn tunnel_egress(ctx: TcContext) -> i32 {
+    tunnel::egress(&ctx)
+}
+
+/// Frames from outside and from other nodes, at the uplink's driver.
+#[xdp]
+pub fn uplink_xdp(ctx: XdpContext) -> u32 {
+    driver::uplink(&ctx)
+}
+
 macro_rules! socket_hooks {
-    ($($name:ident $family:ident $step:ident,)+) => {
+    ($($name:ident $kind:ident $step:ident,)+) => {
         $(
             /// A system call's hook, see [`socket`].
             #[cgroup_sock_addr($name)]
             pub fn $name(ctx: SockAddrContext) -> i32 {
-                socket::$step(&ctx, Family::$family)
+                socket::$step(&ctx, Kind::$kind)
             }
         )+
     };

@@ -1,19 +1,21 @@
-//! Finding and opening translated flows.
+//! Finding and opening flows.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
 
 use super::{
-    events, maps,
-    parse::{Parsed, TCP_FIN, TCP_RST, TCP_SYN},
+    events,
+    family::Family,
+    parse::{Parsed, Ports, TCP_FIN, TCP_RST, TCP_SYN},
 };
 use crate::{
-    Address, PROTOCOL_TCP,
+    PROTOCOL_TCP,
+    config::Config,
     conntrack::{
-        Conntrack, DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_SERVICE, NAT_PORTS, NAT_PORTS_TOTAL, SEEN_FIN,
-        SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, TOUCH_NANOSECONDS, Tuple,
+        Conntrack, DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_POLICY, KIND_SERVICE, NAT_PORTS,
+        NAT_PORTS_TOTAL, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, TOUCH_NANOSECONDS, Tuple,
     },
     event::{DropReason, Path},
     service::BackendKey,
@@ -24,50 +26,87 @@ const PORT_ATTEMPTS: u32 = 16;
 
 /// What a known flow's packet becomes.
 #[derive(Clone, Copy)]
-pub struct Translation {
+pub struct Translation<A> {
     /// The tuple after translation.
-    pub becomes: Tuple,
+    pub becomes: Tuple<A>,
     /// The entry's kind.
     pub kind: u8,
+    /// Whether the packet answers the side that opened the flow.
+    pub reply: bool,
 }
 
-/// Finds the packet's flow and notes what passes. A first SYN on a flow that is over, or whose backend is gone, finds
-/// nothing: its port is used again.
+impl<A: Family> Translation<A> {
+    /// A packet that no flow changes.
+    #[inline(always)]
+    pub fn none(tuple: Tuple<A>) -> Self {
+        Self {
+            becomes: tuple,
+            kind: 0,
+            reply: false,
+        }
+    }
+}
+
+/// The time that entries carry: to within a tick of the kernel's clock, for a third of the price.
 #[inline(always)]
-pub fn find(parsed: &Parsed) -> Option<Translation> {
-    let entry = maps::ORCH_CONNTRACK.get_ptr_mut(parsed.tuple)?;
+pub fn now() -> u64 {
+    // SAFETY: the helper takes no argument.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// The entry of the packet's flow. A first SYN on a flow that is over, or whose backend is gone, finds nothing: its
+/// port is used again.
+#[inline(always)]
+pub fn entry<A: Family>(parsed: &Parsed<A>) -> Option<&'static mut Conntrack<A>> {
+    let entry = A::conntrack().get_ptr_mut(parsed.tuple)?;
     // SAFETY: the pointer is to a live element for the whole run. Fields that change are single integers; a racing
     // writer on another CPU can at worst lose a note of a flag, which the next packet brings again.
     let entry = unsafe { &mut *entry };
-    let translation = Translation {
-        becomes: entry.becomes,
-        kind: entry.kind,
-    };
     if parsed.tuple.protocol == PROTOCOL_TCP && parsed.opens() && entry.direction == DIRECTION_ORIGINAL {
         if entry.seen & (SEEN_FIN | SEEN_RST) != 0 {
             return None;
         }
         // SAFETY: only its presence matters.
         if entry.kind == KIND_SERVICE
-            && unsafe { maps::ORCH_BACKENDS.get(BackendKey { id: entry.backend }) }.is_none()
+            && unsafe { A::backends().get(BackendKey { id: entry.backend }) }.is_none()
         {
             return None;
         }
     }
+    Some(entry)
+}
+
+/// Notes in an entry what passes, and says whether a second or more went by since the last note of the time.
+#[inline(always)]
+pub fn touch<A: Family>(entry: &mut Conntrack<A>, parsed: &Parsed<A>) -> bool {
     let seen = entry.seen | seen_in(parsed) | SEEN_TRAFFIC;
     if seen != entry.seen {
         entry.seen = seen;
     }
-    // SAFETY: the helper takes no argument.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if now.wrapping_sub(entry.last_seen) > TOUCH_NANOSECONDS {
+    let now = now();
+    let old = now.wrapping_sub(entry.last_seen) > TOUCH_NANOSECONDS;
+    if old {
         entry.last_seen = now;
     }
-    Some(translation)
+    old
+}
+
+/// Finds the packet's flow and notes what passes. An error about a flow is no sign of its life.
+#[inline(always)]
+pub fn find<A: Family>(parsed: &Parsed<A>) -> Option<Translation<A>> {
+    let entry = entry(parsed)?;
+    if parsed.ports != Ports::Error {
+        touch(entry, parsed);
+    }
+    Some(Translation {
+        becomes: entry.becomes,
+        kind: entry.kind,
+        reply: entry.direction == DIRECTION_REPLY,
+    })
 }
 
 #[inline(always)]
-fn seen_in(parsed: &Parsed) -> u8 {
+fn seen_in<A: Family>(parsed: &Parsed<A>) -> u8 {
     let mut seen = 0;
     if parsed.tcp_flags & TCP_SYN != 0 {
         seen |= SEEN_SYN;
@@ -81,38 +120,73 @@ fn seen_in(parsed: &Parsed) -> u8 {
     seen
 }
 
-/// Opens a flow whose packets keep their source.
-#[inline(always)]
-pub fn open(parsed: &Parsed, becomes: Tuple, backend: u32, kind: u8) -> Result<(), DropReason> {
-    let (original, reply) = entries(parsed, becomes, backend, kind);
-    if maps::ORCH_CONNTRACK.insert(becomes.reverse(), reply, 0).is_err() {
-        return Err(DropReason::ConntrackFull);
+/// Sees to it that the answers to an allowed packet are known for what they are.
+#[inline(never)]
+pub fn expect_answers<A: Family>(parsed: &Parsed<A>, tuple: &Tuple<A>) -> Result<(), DropReason> {
+    let answer = tuple.reverse();
+    if let Some(entry) = A::conntrack().get_ptr_mut(answer) {
+        // SAFETY: see `entry`.
+        let entry = unsafe { &mut *entry };
+        let over = entry.seen & (SEEN_FIN | SEEN_RST) != 0 && parsed.tcp_flags & TCP_SYN != 0;
+        if entry.direction == DIRECTION_REPLY && !over {
+            let now = now();
+            if now.wrapping_sub(entry.last_seen) > TOUCH_NANOSECONDS {
+                entry.last_seen = now;
+            }
+            return Ok(());
+        }
+        if entry.kind != KIND_POLICY {
+            return Ok(());
+        }
     }
-    finish(parsed, original)
+    let reply = Conntrack {
+        last_seen: now(),
+        becomes: answer,
+        kind: KIND_POLICY,
+        direction: DIRECTION_REPLY,
+        ..Conntrack::default()
+    };
+    A::conntrack()
+        .insert(answer, reply, 0)
+        .map_err(|_| DropReason::ConntrackFull)
 }
 
-/// Opens a flow whose packets get `source` and a free port as their source. The port is free when no other flow's
-/// answers carry the same tuple.
-#[inline(always)]
-pub fn open_from(
-    parsed: &Parsed,
-    mut becomes: Tuple,
-    source: Address,
+/// Opens a flow whose packets keep their source.
+#[inline(never)]
+pub fn open<A: Family>(
+    parsed: &Parsed<A>,
+    becomes: &Tuple<A>,
     backend: u32,
     kind: u8,
-) -> Result<Tuple, DropReason> {
-    becomes.source = source;
+) -> Result<(), DropReason> {
+    let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
+    if A::conntrack().insert(becomes.reverse(), &*entry, 0).is_err() {
+        return Err(DropReason::ConntrackFull);
+    }
+    finish(parsed, entry, becomes)
+}
+
+/// Opens a flow whose packets get the node's address and a free port as their source, which is written to `becomes`.
+/// The port is free when no other flow's answers carry the same tuple.
+#[inline(never)]
+pub fn open_from_node<A: Family>(
+    config: &Config,
+    parsed: &Parsed<A>,
+    becomes: &mut Tuple<A>,
+    backend: u32,
+    kind: u8,
+) -> Result<(), DropReason> {
+    becomes.source = A::settings(config).node_address;
+    let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
     // SAFETY: the helper takes no argument.
     let start = unsafe { bpf_get_prandom_u32() };
     for attempt in 0..PORT_ATTEMPTS {
         becomes.source_port = nat_port(start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
-        let (original, reply) = entries(parsed, becomes, backend, kind);
-        if maps::ORCH_CONNTRACK
-            .insert(becomes.reverse(), reply, u64::from(BPF_NOEXIST))
+        if A::conntrack()
+            .insert(becomes.reverse(), &*entry, u64::from(BPF_NOEXIST))
             .is_ok()
         {
-            finish(parsed, original)?;
-            return Ok(becomes);
+            return finish(parsed, entry, becomes);
         }
     }
     Err(DropReason::NoNatPort)
@@ -120,7 +194,7 @@ pub fn open_from(
 
 #[inline(always)]
 fn nat_port(number: u32) -> u16 {
-    let index = (number % NAT_PORTS_TOTAL) as u16;
+    let index = ((u64::from(number) * u64::from(NAT_PORTS_TOTAL)) >> 32) as u16;
     let [(first, length), (second, _)] = NAT_PORTS;
     if index < length {
         first + index
@@ -130,30 +204,32 @@ fn nat_port(number: u32) -> u16 {
 }
 
 #[inline(always)]
-fn entries(parsed: &Parsed, becomes: Tuple, backend: u32, kind: u8) -> (Conntrack, Conntrack) {
-    // SAFETY: the helper takes no argument.
-    let last_seen = unsafe { bpf_ktime_get_ns() };
-    let original = Conntrack {
-        last_seen,
-        becomes,
+fn reply_entry<A: Family>(parsed: &Parsed<A>, backend: u32, kind: u8) -> Option<&'static mut Conntrack<A>> {
+    let scratch = A::scratch().get_ptr_mut(0)?;
+    // SAFETY: the slot is this CPU's own for the run, and one flow at a time is opened.
+    let entry = unsafe { &mut (*scratch).entry };
+    *entry = Conntrack {
+        last_seen: now(),
+        becomes: parsed.tuple.reverse(),
         backend,
         kind,
-        direction: DIRECTION_ORIGINAL,
-        seen: seen_in(parsed),
-        _pad: 0,
-    };
-    let reply = Conntrack {
-        becomes: parsed.tuple.reverse(),
         direction: DIRECTION_REPLY,
-        seen: 0,
-        ..original
+        ..Conntrack::default()
     };
-    (original, reply)
+    Some(entry)
 }
 
+/// Writes the original direction's entry, made of the reply's in its place: the stack of a program is small.
 #[inline(always)]
-fn finish(parsed: &Parsed, original: Conntrack) -> Result<(), DropReason> {
-    if maps::ORCH_CONNTRACK.insert(parsed.tuple, original, 0).is_err() {
+fn finish<A: Family>(
+    parsed: &Parsed<A>,
+    entry: &mut Conntrack<A>,
+    becomes: &Tuple<A>,
+) -> Result<(), DropReason> {
+    entry.becomes = *becomes;
+    entry.direction = DIRECTION_ORIGINAL;
+    entry.seen = seen_in(parsed);
+    if A::conntrack().insert(parsed.tuple, &*entry, 0).is_err() {
         // The reply's entry is left to eviction and the agent's sweep.
         return Err(DropReason::ConntrackFull);
     }

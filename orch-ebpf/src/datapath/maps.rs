@@ -1,67 +1,109 @@
 //! The maps, each defined once; their BTF lets `bpftool map dump` print field names.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 
-use crate::{Address, config, conntrack, endpoint, event, service};
+use super::parse::Parsed;
+use crate::{
+    Address4, Address6,
+    bandwidth::{self, Bucket, BucketKey},
+    config::{self, Announced, Node, Route},
+    conntrack::{self, Conntrack, Fragment, FragmentKey, Tuple},
+    endpoint::{self, Endpoint},
+    event,
+    policy::{self, Identity, Rule, RuleKey},
+    service::{
+        self, Affinity, AffinityKey, Backend, BackendKey, Chunk, ChunkKey, Service, ServiceKey, SocketKey,
+        SocketOrigin, Source, SourceKey,
+    },
+};
 
 /// `BPF_F_NO_PREALLOC` (linux/bpf.h): memory grows with the entries in use, not with the capacity.
 const ON_DEMAND: usize = 1;
 
+/// Addresses of nodes.
+pub type Nodes<A> = HashMap<A, Node, { config::NODES_MAX }, ON_DEMAND>;
+/// What goes through the tunnel.
+pub type Routes<A> = LpmTrie<A, Route, { config::ROUTES_MAX }>;
+/// Addresses that this node answers for.
+pub type AnnouncedMap<A> = HashMap<A, Announced, { config::ANNOUNCED_MAX }, ON_DEMAND>;
+/// Services.
+pub type Services<A> = HashMap<ServiceKey<A>, Service, { service::SERVICES_MAX }, ON_DEMAND>;
+/// Backends.
+pub type Backends<A> = HashMap<BackendKey, Backend<A>, { service::BACKENDS_MAX }, ON_DEMAND>;
+/// Source ranges of services.
+pub type Sources<A> = LpmTrie<SourceKey<A>, Source, { service::SOURCES_MAX }>;
+/// What sockets asked for.
+pub type Sockets<A> = LruHashMap<SocketKey<A>, SocketOrigin<A>, { service::SOCKETS_MAX }>;
+/// This node's pods.
+pub type Endpoints<A> = HashMap<A, Endpoint, { endpoint::ENDPOINTS_MAX }, ON_DEMAND>;
+/// Flows.
+pub type ConntrackMap<A> = LruHashMap<Tuple<A>, Conntrack<A>, { conntrack::CONNTRACK_MAX }>;
+/// Ports of fragmented datagrams.
+pub type Fragments<A> = LruHashMap<FragmentKey<A>, Fragment, { conntrack::FRAGMENTS_MAX }>;
+/// Identities of addresses.
+pub type Identities<A> = LpmTrie<A, Identity, { policy::IDENTITIES_MAX }>;
+
+/// What a run of a program is about: it would not fit on the stack beside what its steps need. A run is never
+/// interrupted by another on the same CPU, so one slot serves all programs. Not pinned, and no part of the ABI.
+#[derive(Clone, Copy)]
+pub struct Scratch<A> {
+    /// The packet.
+    pub parsed: Parsed<A>,
+    /// An entry of connection tracking that is being made.
+    pub entry: Conntrack<A>,
+}
+/// One run's scratch memory.
+pub type Scratches<A> = PerCpuArray<Scratch<A>, 1>;
+
+macro_rules! maps_of_families {
+    ($($doc:literal $type:ident $kind:ident $four:ident $six:ident,)+) => {
+        $(
+            #[doc = concat!($doc, ", IPv4.")]
+            #[btf_map]
+            pub static $four: $type<Address4> = $kind::new();
+            #[doc = concat!($doc, ", IPv6.")]
+            #[btf_map]
+            pub static $six: $type<Address6> = $kind::new();
+        )+
+    };
+}
+
+maps_of_families! {
+    "Addresses of nodes" Nodes HashMap ORCH_NODES4 ORCH_NODES6,
+    "What goes through the tunnel" Routes LpmTrie ORCH_ROUTES4 ORCH_ROUTES6,
+    "Addresses that this node answers for" AnnouncedMap HashMap ORCH_ANNOUNCED4 ORCH_ANNOUNCED6,
+    "Services" Services HashMap ORCH_SERVICES4 ORCH_SERVICES6,
+    "Backends" Backends HashMap ORCH_BACKENDS4 ORCH_BACKENDS6,
+    "Source ranges of services" Sources LpmTrie ORCH_SOURCES4 ORCH_SOURCES6,
+    "What sockets asked for" Sockets LruHashMap ORCH_SOCKETS4 ORCH_SOCKETS6,
+    "This node's pods" Endpoints HashMap ORCH_ENDPOINTS4 ORCH_ENDPOINTS6,
+    "Flows" ConntrackMap LruHashMap ORCH_CONNTRACK4 ORCH_CONNTRACK6,
+    "Ports of fragmented datagrams" Fragments LruHashMap ORCH_FRAGMENTS4 ORCH_FRAGMENTS6,
+    "Scratch memory" Scratches PerCpuArray ORCH_SCRATCH4 ORCH_SCRATCH6,
+    "Identities of addresses" Identities LpmTrie ORCH_IDENTITIES4 ORCH_IDENTITIES6,
+}
+
 /// The node's settings.
 #[btf_map]
 pub static ORCH_CONFIG: Array<config::Config, 1> = Array::new();
-/// Addresses of nodes.
-#[btf_map]
-pub static ORCH_NODES: HashMap<Address, config::Node, { config::NODES_MAX }, ON_DEMAND> = HashMap::new();
-/// Services.
-#[btf_map]
-pub static ORCH_SERVICES: HashMap<
-    service::ServiceKey,
-    service::Service,
-    { service::SERVICES_MAX },
-    ON_DEMAND,
-> = HashMap::new();
 /// Slots of pools.
 #[btf_map]
-pub static ORCH_SLOTS: HashMap<service::SlotKey, service::Slot, { service::SLOTS_MAX }, ON_DEMAND> =
-    HashMap::new();
-/// Backends.
-#[btf_map]
-pub static ORCH_BACKENDS: HashMap<
-    service::BackendKey,
-    service::Backend,
-    { service::BACKENDS_MAX },
-    ON_DEMAND,
-> = HashMap::new();
+pub static ORCH_SLOTS: HashMap<ChunkKey, Chunk, { service::SLOTS_MAX }, ON_DEMAND> = HashMap::new();
 /// Session affinity.
 #[btf_map]
-pub static ORCH_AFFINITY: LruHashMap<service::AffinityKey, service::Affinity, { service::AFFINITY_MAX }> =
-    LruHashMap::new();
-/// What sockets asked for.
+pub static ORCH_AFFINITY: LruHashMap<AffinityKey, Affinity, { service::AFFINITY_MAX }> = LruHashMap::new();
+/// Limits of bandwidth.
 #[btf_map]
-pub static ORCH_SOCKETS: LruHashMap<service::SocketKey, service::SocketOrigin, { service::SOCKETS_MAX }> =
-    LruHashMap::new();
-/// This node's pods.
+pub static ORCH_BUCKETS: HashMap<BucketKey, Bucket, { bandwidth::BUCKETS_MAX }, ON_DEMAND> = HashMap::new();
+/// Rules of policies.
 #[btf_map]
-pub static ORCH_ENDPOINTS: HashMap<Address, endpoint::Endpoint, { endpoint::ENDPOINTS_MAX }, ON_DEMAND> =
-    HashMap::new();
-/// Translated flows.
+pub static ORCH_RULES: LpmTrie<RuleKey, Rule, { policy::RULES_MAX }> = LpmTrie::new();
+/// Drops, flows and verdicts.
 #[btf_map]
-pub static ORCH_CONNTRACK: LruHashMap<conntrack::Tuple, conntrack::Conntrack, { conntrack::CONNTRACK_MAX }> =
-    LruHashMap::new();
-/// Ports of fragmented datagrams.
-#[btf_map]
-pub static ORCH_FRAGMENTS: LruHashMap<
-    conntrack::FragmentKey,
-    conntrack::Fragment,
-    { conntrack::FRAGMENTS_MAX },
-> = LruHashMap::new();
-/// Dropped packets.
-#[btf_map]
-pub static ORCH_EVENTS: RingBuf<event::DropEvent, { event::EVENTS_BYTES }> = RingBuf::new();
+pub static ORCH_EVENTS: RingBuf<event::Event, { event::EVENTS_BYTES }> = RingBuf::new();
 /// Counters.
 #[btf_map]
 pub static ORCH_METRICS: PerCpuArray<event::Counter, { event::METRICS_MAX }> = PerCpuArray::new();

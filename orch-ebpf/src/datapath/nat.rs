@@ -2,60 +2,80 @@
 
 use super::{
     conntrack,
+    family::Family,
     parse::{Parsed, Ports},
-    service::{self, Client},
+    service::{self, Choice},
 };
 use crate::{
     config::Config,
     conntrack::{KIND_MASQUERADE, KIND_SERVICE, Tuple},
     event::DropReason,
-    service::{BACKEND_LOCAL, CLIENT_ADDRESS, SCOPE_EXTERNAL, Service},
+    service::{BACKEND_LOCAL, SCOPE_EXTERNAL},
 };
 
-/// Opens a flow to one of the service's backends and says what its first packet becomes.
+/// The tuple with the chosen backend as its destination.
+#[inline(always)]
+pub fn towards<A: Family>(tuple: &Tuple<A>, choice: &Choice<A>) -> Tuple<A> {
+    Tuple {
+        destination: choice.backend.address,
+        destination_port: choice.backend.port,
+        ..*tuple
+    }
+}
+
+/// Opens a flow to a chosen backend and says what its first packet becomes.
 ///
 /// From outside, a backend on another node must answer through this node, and a pod that reaches itself must not see
 /// its own address as the sender: both get the node's address as their source.
 #[inline(always)]
-pub fn open_service(
+pub fn open_service<A: Family>(
     config: &Config,
-    parsed: &Parsed,
-    service: &Service,
+    parsed: &Parsed<A>,
+    choice: &Choice<A>,
     scope: u8,
-) -> Result<Tuple, DropReason> {
+) -> Result<Tuple<A>, DropReason> {
     let tuple = &parsed.tuple;
-    let client = Client {
-        id: u64::from(u32::from_ne_bytes(tuple.source)),
-        kind: CLIENT_ADDRESS,
-    };
-    let choice = service::choose(service, client, service::random())?;
-    let backend = &choice.backend;
-    let becomes = Tuple {
-        destination: backend.address,
-        destination_port: backend.port,
-        ..*tuple
-    };
-    let through_node = (scope == SCOPE_EXTERNAL && backend.flags & BACKEND_LOCAL == 0)
-        || u32::from_ne_bytes(backend.address) == u32::from_ne_bytes(tuple.source);
+    let mut becomes = towards(tuple, choice);
+    let through_node = (scope == SCOPE_EXTERNAL && choice.backend.flags & BACKEND_LOCAL == 0)
+        || choice.backend.address.same(tuple.source);
     if through_node {
-        return conntrack::open_from(parsed, becomes, config.node_address, choice.id, KIND_SERVICE);
+        conntrack::open_from_node(config, parsed, &mut becomes, choice.id, KIND_SERVICE)?;
+    } else {
+        conntrack::open(parsed, &becomes, choice.id, KIND_SERVICE)?;
     }
-    conntrack::open(parsed, becomes, choice.id, KIND_SERVICE)?;
     Ok(becomes)
+}
+
+/// The service for a packet from outside and its backend, if the packet is for one.
+///
+/// # Errors
+/// When the source may not use the service, or it has no backend.
+#[inline(always)]
+pub fn choose_external<A: Family>(parsed: &Parsed<A>) -> Result<Option<Choice<A>>, DropReason> {
+    let tuple = &parsed.tuple;
+    let found = service::find(
+        tuple.destination,
+        tuple.destination_port,
+        tuple.protocol,
+        SCOPE_EXTERNAL,
+    );
+    let Some(service) = found else {
+        return Ok(None);
+    };
+    service::admit(&service, tuple.source)?;
+    service::choose(&service, &service::client(tuple.source), service::hash(tuple)).map(Some)
 }
 
 /// Opens a pod's flow to the outside and says what its first packet becomes.
 #[inline(always)]
-pub fn open_masquerade(config: &Config, parsed: &Parsed) -> Result<Tuple, DropReason> {
-    let tuple = parsed.tuple;
+pub fn open_masquerade<A: Family>(config: &Config, parsed: &Parsed<A>) -> Result<Tuple<A>, DropReason> {
+    let mut becomes = parsed.tuple;
     if parsed.ports == Ports::None || parsed.ports == Ports::EchoReply {
         // Without a port to choose, the address alone tells the flow: one pod at a time per protocol and peer.
-        let becomes = Tuple {
-            source: config.node_address,
-            ..tuple
-        };
-        conntrack::open(parsed, becomes, 0, KIND_MASQUERADE)?;
-        return Ok(becomes);
+        becomes.source = A::settings(config).node_address;
+        conntrack::open(parsed, &becomes, 0, KIND_MASQUERADE)?;
+    } else {
+        conntrack::open_from_node(config, parsed, &mut becomes, 0, KIND_MASQUERADE)?;
     }
-    conntrack::open_from(parsed, tuple, config.node_address, 0, KIND_MASQUERADE)
+    Ok(becomes)
 }

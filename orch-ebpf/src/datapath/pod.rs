@@ -1,27 +1,28 @@
-//! The way of a packet that a pod has sent.
+//! The way of a packet that a pod has sent, and of one that the network stack sends to a pod.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, TC_ACT_SHOT},
+    programs::TcContext,
+};
 
 use super::{
-    conntrack, maps, nat, node_kind,
-    parse::{self, Parsed},
-    service, skb, within,
+    bandwidth,
+    conntrack::{self, Translation},
+    events,
+    family::{Family, endpoint, in_cluster, in_services},
+    nat,
+    parse::{Bytes as _, ETHER_TYPE, Parsed},
+    policy, service, skb,
 };
 use crate::{
-    Address,
-    config::{Config, NODE_LOCAL},
-    conntrack::{KIND_MASQUERADE, Tuple},
-    endpoint::Endpoint,
-    event::DropReason,
+    Address4, Address6,
+    config::Config,
+    conntrack::{KIND_SERVICE, Tuple},
+    endpoint::{Endpoint, LIMITED_EGRESS, LIMITED_INGRESS},
+    event::{DropReason, EVENT_FLOW},
+    policy::{EGRESS, INGRESS},
     service::SCOPE_INTERNAL,
 };
-
-/// The local pod with this address.
-#[inline(always)]
-pub fn endpoint(address: Address) -> Option<&'static Endpoint> {
-    // SAFETY: the agent writes an endpoint once, before its pod runs, and removes it after the pod's interface.
-    unsafe { maps::ORCH_ENDPOINTS.get(address) }
-}
 
 /// At ingress of the node's side of a pod's veth pair.
 #[inline(always)]
@@ -29,36 +30,59 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     let Some(config) = super::config() else {
         return skb::pass(ctx);
     };
-    let mut parsed = match parse::parse(ctx) {
-        Ok(Some(parsed)) => parsed,
-        Ok(None) => return skb::pass(ctx),
-        Err(reason) => return skb::refuse(ctx, reason, Tuple::default()),
+    match ctx.read::<[u8; 2]>(ETHER_TYPE) {
+        Some(Address4::ETHER_TYPE) => from_pod::<Address4>(ctx, config),
+        Some(Address6::ETHER_TYPE) => from_pod::<Address6>(ctx, config),
+        Some(_) => skb::pass(ctx),
+        None => skb::refuse(ctx, DropReason::Malformed, &Tuple::<Address4>::default()),
+    }
+}
+
+/// A packet's whole way, in a frame of its own: each family has the program's stack for itself.
+#[inline(never)]
+fn from_pod<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
+    let parsed = match skb::parse::<A>(ctx) {
+        Ok(parsed) => parsed,
+        Err(reason) => return skb::refuse(ctx, reason, &Tuple::<A>::default()),
     };
-    if !endpoint(parsed.tuple.source).is_some_and(|endpoint| endpoint.ifindex == skb::ifindex(ctx)) {
-        return skb::refuse(ctx, DropReason::SpoofedSource, parsed.tuple);
+    let [source, destination] = skb::addresses(ctx, parsed);
+    let ifindex = skb::ifindex(ctx);
+    let Some(from) = endpoint(source).filter(|endpoint| endpoint.ifindex == ifindex) else {
+        // Neighbour discovery speaks for link-local addresses and for none, and goes no further than the link.
+        if link_local(source) && link_local(destination) {
+            return skb::pass(ctx);
+        }
+        return skb::refuse(ctx, DropReason::SpoofedSource, &parsed.tuple);
+    };
+    if let Err(reason) = translate(ctx, config, parsed, from) {
+        return skb::refuse(ctx, reason, &parsed.tuple);
     }
-    if let Err(reason) = translate(ctx, config, &mut parsed) {
-        return skb::refuse(ctx, reason, parsed.tuple);
-    }
-    forward(ctx, config, &parsed)
+    forward(ctx, config, parsed)
+}
+
+/// Whether an IPv6 address is unspecified, link-local (fe80::/10) or multicast (ff00::/8).
+#[inline(always)]
+fn link_local<A: Family>(address: A) -> bool {
+    let wide = address.wide();
+    A::BITS == 128 && (wide[0] == 0xff || (wide[0] == 0xfe && wide[1] & 0xc0 == 0x80) || address.same(A::ANY))
 }
 
 #[inline(always)]
-fn translate(ctx: &TcContext, config: &Config, parsed: &mut Parsed) -> Result<(), DropReason> {
+fn translate<A: Family>(
+    ctx: &TcContext,
+    config: &Config,
+    parsed: &mut Parsed<A>,
+    from: &'static Endpoint,
+) -> Result<(), DropReason> {
+    if from.flags & LIMITED_EGRESS != 0 {
+        bandwidth::take(from.ifindex, EGRESS, ctx.length())?;
+    }
     let tuple = parsed.tuple;
     if let Some(known) = conntrack::find(parsed) {
-        let becomes = known.becomes;
-        let redirected = u32::from_ne_bytes(becomes.destination) != u32::from_ne_bytes(tuple.destination)
-            || becomes.destination_port != tuple.destination_port;
-        // What changes only the source on its way out is rewritten when it leaves by the uplink: the stack refuses
-        // its own address as the source of a packet that comes in.
-        if known.kind != KIND_MASQUERADE && (redirected || endpoint(becomes.destination).is_some()) {
-            skb::rewrite(ctx, parsed, becomes)?;
-        }
-        return Ok(());
+        return follow(ctx, parsed, &known, from);
     }
-    if !parsed.opens() || within(tuple.destination, config.cluster_address, config.cluster_mask) {
-        return Ok(());
+    if !parsed.opens() || in_cluster(config, tuple.destination) {
+        return policy::judge(parsed, &tuple, Some(from), endpoint(tuple.destination));
     }
     let Some(service) = service::find(
         tuple.destination,
@@ -66,32 +90,117 @@ fn translate(ctx: &TcContext, config: &Config, parsed: &mut Parsed) -> Result<()
         tuple.protocol,
         SCOPE_INTERNAL,
     ) else {
-        if within(tuple.destination, config.service_address, config.service_mask)
-            && u32::from_ne_bytes(tuple.destination) != u32::from_ne_bytes(config.dns_address)
+        if in_services(config, tuple.destination) && !tuple.destination.same(A::settings(config).dns_address)
         {
             return Err(DropReason::NoService);
         }
-        return Ok(());
+        return policy::judge(parsed, &tuple, Some(from), endpoint(tuple.destination));
     };
-    let becomes = nat::open_service(config, parsed, &service, SCOPE_INTERNAL)?;
-    skb::rewrite(ctx, parsed, becomes)
+    let choice = service::choose(&service, &service::client(tuple.source), service::random())?;
+    let chosen = nat::towards(&tuple, &choice);
+    policy::judge(parsed, &chosen, Some(from), endpoint(chosen.destination))?;
+    let becomes = nat::open_service(config, parsed, &choice, SCOPE_INTERNAL)?;
+    events::flow(&tuple, &becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
+    skb::rewrite(ctx, parsed, &becomes)
+}
+
+/// A packet of a known flow.
+#[inline(always)]
+fn follow<A: Family>(
+    ctx: &TcContext,
+    parsed: &mut Parsed<A>,
+    known: &Translation<A>,
+    from: &'static Endpoint,
+) -> Result<(), DropReason> {
+    let tuple = parsed.tuple;
+    let becomes = &known.becomes;
+    let to = endpoint(becomes.destination);
+    if !known.reply {
+        let judged = Tuple {
+            source: tuple.source,
+            source_port: tuple.source_port,
+            ..*becomes
+        };
+        policy::judge(parsed, &judged, Some(from), to)?;
+    }
+    let redirected =
+        !becomes.destination.same(tuple.destination) || becomes.destination_port != tuple.destination_port;
+    // What changes only the source on its way out is rewritten when it leaves by the uplink: the stack refuses its
+    // own address as the source of a packet that comes in.
+    if known.kind == KIND_SERVICE && (redirected || to.is_some()) {
+        return skb::rewrite(ctx, parsed, becomes);
+    }
+    Ok(())
 }
 
 #[inline(always)]
-fn forward(ctx: &TcContext, config: &Config, parsed: &Parsed) -> i32 {
-    let destination = parsed.tuple.destination;
+fn forward<A: Family>(ctx: &TcContext, config: &Config, parsed: &Parsed<A>) -> i32 {
+    let [_, destination] = skb::addresses(ctx, parsed);
     if let Some(endpoint) = endpoint(destination) {
         return skb::to_pod(ctx, parsed, endpoint);
     }
-    let own_source = u32::from_ne_bytes(parsed.tuple.source) == u32::from_ne_bytes(config.node_address);
-    if own_source && node_kind(destination) != NODE_LOCAL {
-        return skb::to_node(ctx, parsed, config);
+    onward(ctx, config, parsed, destination)
+}
+
+/// Sends a packet to a pod on another node; every other is the network stack's.
+#[inline(always)]
+pub fn onward<A: Family>(ctx: &TcContext, config: &Config, parsed: &Parsed<A>, destination: A) -> i32 {
+    if parsed.ttl <= 1 {
+        // The stack tells the sender.
+        return skb::pass(ctx);
     }
-    if within(destination, config.cluster_address, config.cluster_mask)
-        && parsed.ttl > 1
-        && skb::fits(ctx, config)
+    if config.tunnel_ifindex != 0
+        && let Some(route) = super::tunnel::route(destination)
     {
+        if skb::fits(ctx, config.tunnel_mtu) {
+            return skb::to_tunnel(ctx, parsed, config, route);
+        }
+        return skb::pass(ctx);
+    }
+    if in_cluster(config, destination) && skb::fits(ctx, config.uplink_mtu) {
         return skb::to_node(ctx, parsed, config);
     }
     skb::pass(ctx)
+}
+
+/// At egress of the node's side of a pod's veth pair: what the network stack sends to the pod, be it the node's own
+/// or from an interface without a program. What other programs redirect to the pod does not pass here.
+#[inline(always)]
+pub fn egress(ctx: &TcContext) -> i32 {
+    if super::config().is_none() {
+        return TC_ACT_OK;
+    }
+    match ctx.read::<[u8; 2]>(ETHER_TYPE) {
+        Some(Address4::ETHER_TYPE) => from_stack::<Address4>(ctx),
+        Some(Address6::ETHER_TYPE) => from_stack::<Address6>(ctx),
+        _ => TC_ACT_OK,
+    }
+}
+
+#[inline(never)]
+fn from_stack<A: Family>(ctx: &TcContext) -> i32 {
+    let parsed = match skb::parse::<A>(ctx) {
+        Ok(parsed) => parsed,
+        Err(reason) => return skb::refuse(ctx, reason, &Tuple::<A>::default()),
+    };
+    let [_, destination] = skb::addresses(ctx, parsed);
+    let Some(to) = endpoint(destination) else {
+        return TC_ACT_OK;
+    };
+    if let Err(reason) = admit(ctx, parsed, to) {
+        events::dropped(reason, &parsed.tuple, skb::ifindex(ctx), ctx.length());
+        return TC_ACT_SHOT;
+    }
+    TC_ACT_OK
+}
+
+#[inline(always)]
+fn admit<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, to: &'static Endpoint) -> Result<(), DropReason> {
+    if !conntrack::find(parsed).is_some_and(|known| known.reply) {
+        policy::judge(parsed, &parsed.tuple, None, Some(to))?;
+    }
+    if to.flags & LIMITED_INGRESS != 0 {
+        bandwidth::take(to.ifindex, INGRESS, ctx.length())?;
+    }
+    Ok(())
 }

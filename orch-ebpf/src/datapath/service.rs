@@ -1,62 +1,105 @@
 //! From a service's address to one of its backends.
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
+use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::bpf_get_prandom_u32};
 
-use super::maps;
+use super::{
+    conntrack::now,
+    family::{Family, node_kind},
+    maps,
+};
 use crate::{
-    Address,
     config::NODE_LOCAL,
+    conntrack::Tuple,
     event::DropReason,
-    service::{ANY_ADDRESS, Affinity, AffinityKey, Backend, BackendKey, Service, ServiceKey, SlotKey},
+    service::{
+        Affinity, AffinityKey, Backend, BackendKey, CHUNK_SLOTS, CLIENT_ADDRESS, CLIENT_NAMESPACE, ChunkKey,
+        SERVICE_SOURCES, Service, ServiceKey, SourceKey,
+    },
 };
 
 /// A chosen backend.
 #[derive(Clone, Copy)]
-pub struct Choice {
+pub struct Choice<A> {
     /// Its number.
     pub id: u32,
     /// Where it is.
-    pub backend: Backend,
+    pub backend: Backend<A>,
 }
 
 /// Who asks, for session affinity.
 #[derive(Clone, Copy)]
 pub struct Client {
     /// An address or the cookie of a network namespace.
-    pub id: u64,
+    id: [u8; 16],
     /// Which of the two.
-    pub kind: u32,
+    kind: u32,
+}
+
+/// A client known by its address.
+#[inline(always)]
+pub fn client<A: Family>(address: A) -> Client {
+    Client {
+        id: address.wide(),
+        kind: CLIENT_ADDRESS,
+    }
+}
+
+/// A client known by its network namespace.
+#[inline(always)]
+pub fn namespace(cookie: u64) -> Client {
+    let [a, b, c, d, e, f, g, h] = cookie.to_ne_bytes();
+    Client {
+        id: [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0],
+        kind: CLIENT_NAMESPACE,
+    }
 }
 
 /// The service on this address and port, NodePorts included.
 #[inline(always)]
-pub fn find(address: Address, port: u16, protocol: u8, scope: u8) -> Option<Service> {
-    let key = ServiceKey {
+pub fn find<A: Family>(address: A, port: u16, protocol: u8, scope: u8) -> Option<Service> {
+    let mut key = ServiceKey {
         address,
         port,
         protocol,
         scope,
     };
-    // SAFETY: the agent replaces whole values; this copies three integers, and a pool's slots outlive its count.
-    if let Some(service) = unsafe { maps::ORCH_SERVICES.get(key) } {
+    // SAFETY: the agent replaces whole values; this copies four integers, and a pool's slots outlive its count.
+    if let Some(service) = unsafe { A::services().get(key) } {
         return Some(*service);
     }
-    if super::node_kind(address) != NODE_LOCAL {
+    if node_kind(address) != NODE_LOCAL {
         return None;
     }
+    key.address = A::ANY;
     // SAFETY: as above.
-    unsafe {
-        maps::ORCH_SERVICES.get(ServiceKey {
-            address: ANY_ADDRESS,
-            ..key
-        })
-    }
-    .copied()
+    unsafe { A::services().get(key) }.copied()
 }
 
-/// Chooses a backend: the one the client keeps, or slot `number` modulo the slots in use.
+/// Whether the source may use the service (`spec.loadBalancerSourceRanges`).
+///
+/// # Errors
+/// [`DropReason::SourceRange`] when it may not.
 #[inline(always)]
-pub fn choose(service: &Service, client: Client, number: u32) -> Result<Choice, DropReason> {
+pub fn admit<A: Family>(service: &Service, source: A) -> Result<(), DropReason> {
+    if service.flags & SERVICE_SOURCES == 0 {
+        return Ok(());
+    }
+    let key = Key::new(
+        32 + A::BITS,
+        SourceKey {
+            pool: service.pool,
+            address: source,
+        },
+    );
+    match A::sources().get(&key) {
+        Some(_) => Ok(()),
+        None => Err(DropReason::SourceRange),
+    }
+}
+
+/// Chooses a backend: the one the client keeps, or the one of slot `number` modulo the slots in use.
+#[inline(never)]
+pub fn choose<A: Family>(service: &Service, client: &Client, number: u32) -> Result<Choice<A>, DropReason> {
     if service.count == 0 {
         return Err(DropReason::NoBackend);
     }
@@ -68,8 +111,7 @@ pub fn choose(service: &Service, client: Client, number: u32) -> Result<Choice, 
         pool: service.pool,
         client_kind: client.kind,
     };
-    // SAFETY: the helper takes no argument.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = now();
     // SAFETY: two integers, copied; a stale backend number is checked below.
     if let Some(kept) = unsafe { maps::ORCH_AFFINITY.get(key) } {
         let age = now.wrapping_sub(kept.last_used);
@@ -86,11 +128,43 @@ pub fn choose(service: &Service, client: Client, number: u32) -> Result<Choice, 
     Ok(choice)
 }
 
-/// A number for [`choose`] that spreads flows evenly.
+/// A number for [`choose`] that spreads flows evenly over the backends.
 #[inline(always)]
 pub fn random() -> u32 {
     // SAFETY: the helper takes no argument.
     unsafe { bpf_get_prandom_u32() }
+}
+
+/// A number for [`choose`] that is the same on every node for the same flow: five multiplications of which each
+/// carries every bit upwards, and folds back.
+#[inline(always)]
+pub fn hash<A: Family>(tuple: &Tuple<A>) -> u32 {
+    const PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
+    let (a, b) = words(tuple.source.wide());
+    let (c, d) = words(tuple.destination.wide());
+    let ports = u64::from(tuple.source_port) << 32
+        | u64::from(tuple.destination_port) << 16
+        | u64::from(tuple.protocol);
+    let mut hash = ports ^ PRIME;
+    for word in [a, b, c, d] {
+        if A::BITS == 32 && word == 0 {
+            continue;
+        }
+        hash = (hash ^ word).wrapping_mul(PRIME);
+        hash ^= hash >> 29;
+    }
+    hash = hash.wrapping_mul(PRIME);
+    (hash >> 32) as u32
+}
+
+/// The halves of an address, alike on every machine.
+#[inline(always)]
+fn words(address: [u8; 16]) -> (u64, u64) {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
+    (
+        u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        u64::from_le_bytes([i, j, k, l, m, n, o, p]),
+    )
 }
 
 #[inline(always)]
@@ -108,22 +182,23 @@ fn remember(key: AffinityKey, backend: u32, now: u64) {
 }
 
 #[inline(always)]
-fn backend_in(service: &Service, slot: u32) -> Result<Choice, DropReason> {
-    // SAFETY: one integer, copied at once.
-    let slot = unsafe {
-        maps::ORCH_SLOTS.get(SlotKey {
-            pool: service.pool,
-            slot,
-        })
+fn backend_in<A: Family>(service: &Service, slot: u32) -> Result<Choice<A>, DropReason> {
+    let key = ChunkKey {
+        pool: service.pool,
+        chunk: slot / CHUNK_SLOTS as u32,
     };
-    slot.and_then(|slot| backend(slot.backend))
+    // SAFETY: one integer of it is copied; the agent replaces whole chunks.
+    let chunk = unsafe { maps::ORCH_SLOTS.get(key) };
+    chunk
+        .and_then(|chunk| backend(chunk.backends[slot as usize % CHUNK_SLOTS]))
         .ok_or(DropReason::BrokenService)
 }
 
+/// The backend with this number.
 #[inline(always)]
-fn backend(id: u32) -> Option<Choice> {
+pub fn backend<A: Family>(id: u32) -> Option<Choice<A>> {
     // SAFETY: copied at once; the agent never changes a backend in place, and removes it after its slots.
-    let backend = unsafe { maps::ORCH_BACKENDS.get(BackendKey { id }) }?;
+    let backend = unsafe { A::backends().get(BackendKey { id }) }?;
     Some(Choice {
         id,
         backend: *backend,

@@ -1,23 +1,33 @@
 //! What a tc program can do to a packet: read, rewrite with checksums kept right, redirect, drop.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT},
-    helpers::{bpf_csum_diff, bpf_redirect_neigh, bpf_redirect_peer},
+    bindings::{
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, TC_ACT_OK,
+        TC_ACT_SHOT, bpf_tunnel_key,
+    },
+    helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_set_tunnel_key},
     programs::TcContext,
 };
-use aya_log_ebpf::error;
 
 use super::{
-    events,
-    parse::{ADDRESSES, Bytes, ETHERNET, IP_CHECKSUM, Parsed, Ports, TTL},
+    bandwidth, error_message, events,
+    family::{Family, keep},
+    parse::{Bytes, ETHERNET, Parsed, Ports},
 };
 use crate::{
-    Address, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP,
-    config::Config,
+    PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
+    config::{Config, Route, TUNNEL_MAC, TUNNEL_NETWORK},
     conntrack::Tuple,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, LIMITED_INGRESS},
     event::{DropReason, Path},
+    policy::INGRESS,
 };
+
+/// `BPF_F_IPV6` (linux/bpf.h, kernel 6.16) where the kernel knows it, else zero: the sum that a network card gave for
+/// the whole packet does not change with an IPv6 address, since the layer 4 checksum changes against it. The agent
+/// sets it.
+#[unsafe(no_mangle)]
+static ORCH_CHECKSUM_IPV6: u64 = 0;
 
 impl Bytes for TcContext {
     #[inline(always)]
@@ -29,6 +39,15 @@ impl Bytes for TcContext {
     fn length(&self) -> usize {
         self.len() as usize
     }
+}
+
+/// Reads the packet's headers, see [`Family::parse`].
+///
+/// # Errors
+/// Why the packet cannot be read.
+#[inline(never)]
+pub fn parse<A: Family>(ctx: &TcContext) -> Result<&'static mut Parsed<A>, DropReason> {
+    keep(A::parse::<true>(ctx)?).ok_or(DropReason::Malformed)
 }
 
 /// The interface on which the packet is seen.
@@ -45,93 +64,116 @@ pub fn pass(ctx: &TcContext) -> i32 {
     TC_ACT_OK
 }
 
-/// Drops the packet, counts and reports it; what should never happen is logged as well.
+/// Drops the packet, counts and reports it.
 #[inline(always)]
-pub fn refuse(ctx: &TcContext, reason: DropReason, tuple: Tuple) -> i32 {
+pub fn refuse<A: Family>(ctx: &TcContext, reason: DropReason, tuple: &Tuple<A>) -> i32 {
     events::dropped(reason, tuple, ifindex(ctx), ctx.length());
-    if matches!(
-        reason,
-        DropReason::BrokenService | DropReason::RewriteFailed | DropReason::ConntrackFull
-    ) {
-        error!(
-            ctx,
-            "drop reason {} on interface {}: {:i}:{} to {:i}:{}",
-            reason as u32,
-            ifindex(ctx),
-            u32::from_be_bytes(tuple.source),
-            tuple.source_port,
-            u32::from_be_bytes(tuple.destination),
-            tuple.destination_port
-        );
-    }
     TC_ACT_SHOT
 }
 
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct AddressPair {
-    source: Address,
-    destination: Address,
+/// The packet's own addresses, which for an ICMP error are not those of its tuple.
+#[inline(always)]
+pub fn addresses<A: Family>(ctx: &TcContext, parsed: &Parsed<A>) -> [A; 2] {
+    if parsed.ports == Ports::Error
+        && let Some(addresses) = ctx.read::<[A; 2]>(ETHERNET + A::ADDRESSES)
+    {
+        return addresses;
+    }
+    [parsed.tuple.source, parsed.tuple.destination]
 }
 
 /// Makes the packet carry the tuple `becomes`, with the checksums of IP and layer 4 kept right.
-#[inline(always)]
-pub fn rewrite(ctx: &TcContext, parsed: &mut Parsed, becomes: Tuple) -> Result<(), DropReason> {
+///
+/// # Errors
+/// [`DropReason::RewriteFailed`] when the packet cannot be written.
+#[inline(never)]
+pub fn rewrite<A: Family>(
+    ctx: &TcContext,
+    parsed: &mut Parsed<A>,
+    becomes: &Tuple<A>,
+) -> Result<(), DropReason> {
     events::count(Path::Translated, ctx.length());
-    if !parsed.later_fragment {
-        rewrite_ports(ctx, parsed, becomes).map_err(|_| DropReason::RewriteFailed)?;
+    let failed = |_| DropReason::RewriteFailed;
+    if parsed.ports == Ports::Error {
+        error_message::rewrite(ctx, parsed, becomes).map_err(failed)?;
+    } else {
+        if !parsed.later_fragment {
+            rewrite_ports(ctx, parsed, becomes).map_err(failed)?;
+        }
+        let from = [parsed.tuple.source, parsed.tuple.destination];
+        let checksum = if parsed.later_fragment {
+            None
+        } else {
+            layer4_checksum(parsed)
+        };
+        rewrite_addresses(ctx, from, [becomes.source, becomes.destination], checksum).map_err(failed)?;
     }
-    rewrite_addresses(ctx, parsed, becomes).map_err(|_| DropReason::RewriteFailed)?;
-    parsed.tuple = becomes;
+    parsed.tuple = *becomes;
     Ok(())
 }
 
-/// Offset of the layer 4 checksum, and the flags of its update.
+/// Offset of the layer 4 checksum that covers the addresses, and the flags of its update.
 #[inline(always)]
-fn layer4_checksum(parsed: &Parsed) -> Option<(usize, u64)> {
+fn layer4_checksum<A: Family>(parsed: &Parsed<A>) -> Option<(usize, u64)> {
     match parsed.tuple.protocol {
         PROTOCOL_TCP => Some((parsed.layer4 + 16, 0)),
         // A UDP checksum of zero says "none" and stays zero; one that becomes zero is sent as all ones (RFC 768).
         PROTOCOL_UDP => Some((parsed.layer4 + 6, u64::from(BPF_F_MARK_MANGLED_0))),
+        protocol if protocol == A::ICMP && !A::HAS_CHECKSUM => Some((parsed.layer4 + 2, 0)),
         _ => None,
     }
 }
 
+/// Writes the header's addresses, and updates the header's checksum and the one at the offset given.
 #[inline(always)]
-fn rewrite_addresses(ctx: &TcContext, parsed: &Parsed, becomes: Tuple) -> Result<(), i64> {
-    let mut from = AddressPair {
-        source: parsed.tuple.source,
-        destination: parsed.tuple.destination,
-    };
-    let mut to = AddressPair {
-        source: becomes.source,
-        destination: becomes.destination,
-    };
-    let size = size_of::<AddressPair>() as u32;
-    // SAFETY: both buffers are on the stack and have the size given.
+pub fn rewrite_addresses<A: Family>(
+    ctx: &TcContext,
+    mut from: [A; 2],
+    mut to: [A; 2],
+    layer4: Option<(usize, u64)>,
+) -> Result<(), i64> {
+    let size = size_of::<[A; 2]>() as u32;
+    // SAFETY: both buffers are on the stack and have the size given, a multiple of four.
     let difference = unsafe { bpf_csum_diff((&raw mut from).cast(), size, (&raw mut to).cast(), size, 0) };
     if difference < 0 {
         return Err(difference);
     }
-    if !parsed.later_fragment
-        && let Some((offset, flags)) = layer4_checksum(parsed)
-    {
-        ctx.l4_csum_replace(offset, 0, difference as u64, flags | u64::from(BPF_F_PSEUDO_HDR))?;
+    if let Some((offset, flags)) = layer4 {
+        ctx.l4_csum_replace(offset, 0, difference as u64, flags | pseudo_header::<A>())?;
     }
-    ctx.l3_csum_replace(IP_CHECKSUM, 0, difference as u64, 0)?;
-    ctx.store(ADDRESSES, &to, 0)
+    if A::HAS_CHECKSUM {
+        ctx.l3_csum_replace(ETHERNET + 10, 0, difference as u64, 0)?;
+    }
+    ctx.store(ETHERNET + A::ADDRESSES, &to, 0)
+}
+
+/// Flags of an update of a checksum that covers the pseudo header.
+#[inline(always)]
+pub fn pseudo_header<A: Family>() -> u64 {
+    let flag = u64::from(BPF_F_PSEUDO_HDR);
+    if A::HAS_CHECKSUM {
+        return flag;
+    }
+    // SAFETY: a constant that the agent may have set before the program was loaded.
+    flag | unsafe { core::ptr::read_volatile(&raw const ORCH_CHECKSUM_IPV6) }
 }
 
 #[inline(always)]
-fn rewrite_ports(ctx: &TcContext, parsed: &Parsed, becomes: Tuple) -> Result<(), i64> {
+fn rewrite_ports<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, becomes: &Tuple<A>) -> Result<(), i64> {
     let old = &parsed.tuple;
     match parsed.ports {
-        Ports::None => Ok(()),
+        Ports::None | Ports::Error => Ok(()),
         Ports::Both => {
             let from = port_pair(old.source_port, old.destination_port);
             let to = port_pair(becomes.source_port, becomes.destination_port);
             if from == to {
                 return Ok(());
+            }
+            if old.protocol == PROTOCOL_SCTP {
+                return match super::sctp::rewrite_ports(ctx, parsed.layer4, parsed.end, from, to) {
+                    0 => Ok(()),
+                    error => Err(error),
+                };
             }
             if let Some((offset, flags)) = layer4_checksum(parsed) {
                 ctx.l4_csum_replace(offset, u64::from(from), u64::from(to), flags | 4)?;
@@ -145,15 +187,15 @@ fn rewrite_ports(ctx: &TcContext, parsed: &Parsed, becomes: Tuple) -> Result<(),
 
 /// Both ports as they stand in memory.
 #[inline(always)]
-fn port_pair(source: u16, destination: u16) -> u32 {
+pub fn port_pair(source: u16, destination: u16) -> u32 {
     let [a, b] = source.to_be_bytes();
     let [c, d] = destination.to_be_bytes();
     u32::from_ne_bytes([a, b, c, d])
 }
 
 #[inline(always)]
-fn rewrite_identifier(ctx: &TcContext, parsed: &Parsed, from: u16, to: u16) -> Result<(), i64> {
-    if from == to || parsed.tuple.protocol != PROTOCOL_ICMP {
+fn rewrite_identifier<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, from: u16, to: u16) -> Result<(), i64> {
+    if from == to {
         return Ok(());
     }
     ctx.l4_csum_replace(
@@ -167,48 +209,113 @@ fn rewrite_identifier(ctx: &TcContext, parsed: &Parsed, from: u16, to: u16) -> R
 
 /// Puts the packet into a local pod's namespace.
 #[inline(always)]
-pub fn to_pod(ctx: &TcContext, parsed: &Parsed, endpoint: &Endpoint) -> i32 {
+pub fn to_pod<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, endpoint: &Endpoint) -> i32 {
+    if endpoint.flags & LIMITED_INGRESS != 0
+        && let Err(reason) = bandwidth::take(endpoint.ifindex, INGRESS, ctx.length())
+    {
+        return refuse(ctx, reason, &parsed.tuple);
+    }
     let [d0, d1, d2, d3, d4, d5] = endpoint.pod_mac;
     let [s0, s1, s2, s3, s4, s5] = endpoint.node_mac;
     let macs: [u8; 12] = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5];
     if ctx.store(0, &macs, 0).is_err() {
-        return refuse(ctx, DropReason::RewriteFailed, parsed.tuple);
+        return refuse(ctx, DropReason::RewriteFailed, &parsed.tuple);
     }
     events::count(Path::ToPod, ctx.length());
     // SAFETY: the helper takes integers only.
     unsafe { bpf_redirect_peer(endpoint.ifindex, 0) as i32 }
 }
 
-/// Sends the packet out of the uplink to whichever neighbour the routes name for its destination. A packet that is
-/// too long for the uplink is left to the stack, which answers with what the sender needs to know.
+/// Takes one from the packet's time to live.
 #[inline(always)]
-pub fn to_node(ctx: &TcContext, parsed: &Parsed, config: &Config) -> i32 {
+fn live_less<A: Family>(ctx: &TcContext, parsed: &Parsed<A>) -> Result<(), DropReason> {
     if parsed.ttl <= 1 {
-        return refuse(ctx, DropReason::TtlExceeded, parsed.tuple);
+        return Err(DropReason::TtlExceeded);
     }
-    let word = [parsed.ttl, parsed.tuple.protocol];
-    let less = [parsed.ttl - 1, parsed.tuple.protocol];
-    let rewritten = ctx
-        .l3_csum_replace(
-            IP_CHECKSUM,
-            u64::from(u16::from_ne_bytes(word)),
-            u64::from(u16::from_ne_bytes(less)),
-            2,
-        )
-        .and_then(|()| ctx.store(TTL, &less, 0));
-    if rewritten.is_err() {
-        return refuse(ctx, DropReason::RewriteFailed, parsed.tuple);
+    let less = parsed.ttl - 1;
+    if A::HAS_CHECKSUM {
+        // The checksum's word is the time to live and a byte that stays.
+        let (from, to) = (u16::from_ne_bytes([parsed.ttl, 0]), u16::from_ne_bytes([less, 0]));
+        ctx.l3_csum_replace(ETHERNET + 10, u64::from(from), u64::from(to), 2)
+            .map_err(|_| DropReason::RewriteFailed)?;
+    }
+    ctx.store(ETHERNET + A::TTL, &less, 0)
+        .map_err(|_| DropReason::RewriteFailed)
+}
+
+/// Sends the packet out of the uplink to whichever neighbour the routes name for its destination.
+#[inline(always)]
+pub fn to_node<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config) -> i32 {
+    if let Err(reason) = live_less(ctx, parsed) {
+        return refuse(ctx, reason, &parsed.tuple);
     }
     events::count(Path::ToNode, ctx.length());
     // SAFETY: no parameters are passed: the kernel looks the route up itself.
     unsafe { bpf_redirect_neigh(config.uplink_ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
-/// Whether the uplink can send the packet as it is.
+/// Sends the packet through the tunnel to the node that the route names.
 #[inline(always)]
-pub fn fits(ctx: &TcContext, config: &Config) -> bool {
+pub fn to_tunnel<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config, route: &Route) -> i32 {
+    let prepared = live_less(ctx, parsed)
+        .and_then(|()| set_tunnel(ctx, route))
+        .and_then(|()| {
+            // The other node's device has this address, so its stack takes what is for itself.
+            ctx.store(0, &TUNNEL_MAC, 0)
+                .map_err(|_| DropReason::RewriteFailed)
+        });
+    if let Err(reason) = prepared {
+        return refuse(ctx, reason, &parsed.tuple);
+    }
+    events::count(Path::ToTunnel, ctx.length());
+    // SAFETY: the helper takes integers only.
+    unsafe { bpf_redirect(config.tunnel_ifindex, 0) as i32 }
+}
+
+/// Tells the tunnel's device which node the packet is for.
+///
+/// # Errors
+/// [`DropReason::NoTunnelRoute`] when the kernel refuses.
+#[inline(always)]
+pub fn set_tunnel(ctx: &TcContext, route: &Route) -> Result<(), DropReason> {
+    // SAFETY: integers only, for which zero is a value.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    key.tunnel_id = TUNNEL_NETWORK;
+    key.tunnel_ttl = 64;
+    let mut flags = u64::from(BPF_F_ZERO_CSUM_TX);
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = route.node;
+    if route.family == 4 {
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes([a, b, c, d]);
+    } else {
+        flags |= u64::from(BPF_F_TUNINFO_IPV6);
+        key.__bindgen_anon_1.remote_ipv6 = [
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ];
+    }
+    // SAFETY: the kernel hands a valid context, and the key is on the stack with its whole size.
+    let set = unsafe {
+        bpf_skb_set_tunnel_key(
+            ctx.skb.skb,
+            &raw mut key,
+            size_of::<bpf_tunnel_key>() as u32,
+            flags,
+        )
+    };
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(DropReason::NoTunnelRoute)
+    }
+}
+
+/// Whether a device with this MTU can send the packet as it is.
+#[inline(always)]
+pub fn fits(ctx: &TcContext, mtu: u32) -> bool {
     // SAFETY: the kernel hands a valid context.
     let segment = unsafe { (*ctx.skb.skb).gso_size };
     // A packet of several segments is cut to segments of a size that its sender chose for its own MTU.
-    segment != 0 || ctx.length() <= config.uplink_mtu as usize + ETHERNET
+    segment != 0 || ctx.length() <= mtu as usize + ETHERNET
 }

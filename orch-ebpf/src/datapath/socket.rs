@@ -1,21 +1,17 @@
 //! Services resolved at the system call: a connection to a service is from its first packet one to a backend.
 
+use super::{events, family::Family, service};
+use crate::{
+    Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
+    conntrack::{KIND_SERVICE, Tuple},
+    event::{DropReason, EVENT_FLOW, Path},
+    service::{SCOPE_INTERNAL, Service, SocketKey, SocketOrigin},
+};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock_addr,
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
     programs::SockAddrContext,
-};
-use aya_log_ebpf::error;
-
-use super::{
-    events, maps,
-    service::{self, Client},
-};
-use crate::{
-    Address, PROTOCOL_TCP, PROTOCOL_UDP,
-    event::{DropReason, Path},
-    service::{CLIENT_NAMESPACE, SCOPE_INTERNAL, Service, SocketKey, SocketOrigin},
 };
 
 /// Return value of the hooks: go on.
@@ -27,59 +23,158 @@ const ECONNREFUSED: i32 = 111;
 /// The third word of an IPv4 address in IPv6 form (RFC 4291 section 2.5.5.2), as it stands in memory.
 const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
-/// How a hook sees the address: as IPv4, or as IPv4 in IPv6 form.
+/// The kind of the socket whose hook it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Family {
+pub enum Kind {
     /// `AF_INET`.
     V4,
-    /// `AF_INET6`, of which only mapped addresses are ours.
+    /// `AF_INET6`, which may speak to a mapped IPv4 address.
     V6,
+}
+
+/// How a hook sees an address.
+trait Seen: Family {
+    /// The address, if the socket asks for one of this family.
+    fn read(sock: *mut bpf_sock_addr, kind: Kind) -> Self;
+    /// Replaces it.
+    fn write(self, sock: *mut bpf_sock_addr, kind: Kind);
+}
+
+impl Seen for Address4 {
+    #[inline(always)]
+    fn read(sock: *mut bpf_sock_addr, kind: Kind) -> Self {
+        let [.., word] = words(sock, kind);
+        word.to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn write(self, sock: *mut bpf_sock_addr, kind: Kind) {
+        let word = u32::from_ne_bytes(self);
+        // SAFETY: the kernel hands a valid context, and lets these hooks write the address.
+        unsafe {
+            match kind {
+                Kind::V4 => (&raw mut (*sock).user_ip4).write_volatile(word),
+                Kind::V6 => (&raw mut (*sock).user_ip6)
+                    .cast::<u32>()
+                    .add(3)
+                    .write_volatile(word),
+            }
+        }
+    }
+}
+
+impl Seen for Address6 {
+    #[inline(always)]
+    fn read(sock: *mut bpf_sock_addr, kind: Kind) -> Self {
+        let [a, b, c, d] = words(sock, kind).map(u32::to_ne_bytes);
+        let ([a, b, e, f], [g, h, i, j], [k, l, m, n], [o, p, q, r]) = (a, b, c, d);
+        [a, b, e, f, g, h, i, j, k, l, m, n, o, p, q, r]
+    }
+
+    #[inline(always)]
+    fn write(self, sock: *mut bpf_sock_addr, _: Kind) {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self;
+        let words = [
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ];
+        // SAFETY: the kernel hands a valid context, and lets these hooks write the address word by word.
+        unsafe {
+            let to = (&raw mut (*sock).user_ip6).cast::<u32>();
+            to.write_volatile(words[0]);
+            to.add(1).write_volatile(words[1]);
+            to.add(2).write_volatile(words[2]);
+            to.add(3).write_volatile(words[3]);
+        }
+    }
+}
+
+/// The address's four words as they stand in memory.
+#[inline(always)]
+fn words(sock: *mut bpf_sock_addr, kind: Kind) -> [u32; 4] {
+    // SAFETY: the kernel hands a valid context; volatile keeps each access the four bytes that the verifier allows.
+    unsafe {
+        match kind {
+            Kind::V4 => [0, 0, MAPPED, (&raw const (*sock).user_ip4).read_volatile()],
+            Kind::V6 => {
+                let words = (&raw const (*sock).user_ip6).cast::<u32>();
+                [
+                    words.read_volatile(),
+                    words.add(1).read_volatile(),
+                    words.add(2).read_volatile(),
+                    words.add(3).read_volatile(),
+                ]
+            }
+        }
+    }
+}
+
+/// Whether the address is one of IPv4.
+#[inline(always)]
+fn is_v4(sock: *mut bpf_sock_addr, kind: Kind) -> bool {
+    let [a, b, c, _] = words(sock, kind);
+    kind == Kind::V4 || (a == 0 && b == 0 && c == MAPPED)
 }
 
 /// At `connect`: replaces a service by one of its backends.
 #[inline(always)]
-pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
-    resolve(ctx, family, true)
+pub fn connect(ctx: &SockAddrContext, kind: Kind) -> i32 {
+    either(ctx, kind, true)
 }
 
 /// At `sendmsg` on a UDP socket that is not connected: as [`connect`], with the same backend for the same socket.
 #[inline(always)]
-pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
-    resolve(ctx, family, false)
+pub fn sendmsg(ctx: &SockAddrContext, kind: Kind) -> i32 {
+    either(ctx, kind, false)
+}
+
+#[inline(always)]
+fn either(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 {
+    if is_v4(ctx.sock_addr, kind) {
+        return resolve::<Address4>(ctx, kind, connecting);
+    }
+    resolve::<Address6>(ctx, kind, connecting)
 }
 
 /// At `recvmsg` on UDP and at `getpeername`: shows the service's address where the backend's would appear.
 #[inline(always)]
-pub fn restore(ctx: &SockAddrContext, family: Family) -> i32 {
-    let sock = ctx.sock_addr;
-    let Some(address) = address(sock, family) else {
-        return ALLOW;
-    };
-    let key = SocketKey {
-        cookie: cookie(ctx),
-        address,
-        port: port(sock),
-        _pad: 0,
-    };
-    // SAFETY: copied at once; a reused slot belongs to another key and the lookup would not have found it.
-    if let Some(origin) = unsafe { maps::ORCH_SOCKETS.get(key) } {
-        let origin = *origin;
-        write(sock, family, origin.address, origin.port);
+pub fn restore(ctx: &SockAddrContext, kind: Kind) -> i32 {
+    if is_v4(ctx.sock_addr, kind) {
+        show_origin::<Address4>(ctx, kind);
+    } else {
+        show_origin::<Address6>(ctx, kind);
     }
     ALLOW
 }
 
 #[inline(always)]
-fn resolve(ctx: &SockAddrContext, family: Family, connecting: bool) -> i32 {
+fn show_origin<A: Seen>(ctx: &SockAddrContext, kind: Kind) {
+    let sock = ctx.sock_addr;
+    let key = SocketKey {
+        cookie: cookie(ctx),
+        address: A::read(sock, kind),
+        port: port(sock),
+        _pad: 0,
+    };
+    // SAFETY: copied at once; a reused slot belongs to another key and the lookup would not have found it.
+    if let Some(origin) = unsafe { A::sockets().get(key) } {
+        let origin = *origin;
+        origin.address.write(sock, kind);
+        set_port(sock, origin.port);
+    }
+}
+
+#[inline(always)]
+fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 {
     let sock = ctx.sock_addr;
     // SAFETY: the kernel hands a valid context.
     let protocol = unsafe { (&raw const (*sock).protocol).read_volatile() } as u8;
     if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
         return ALLOW;
     }
-    let Some(address) = address(sock, family) else {
-        return ALLOW;
-    };
+    let address = A::read(sock, kind);
     let port = port(sock);
     let Some(service) = service::find(address, port, protocol, SCOPE_INTERNAL) else {
         return ALLOW;
@@ -91,89 +186,70 @@ fn resolve(ctx: &SockAddrContext, family: Family, connecting: bool) -> i32 {
         spread(cookie, &service)
     };
     // SAFETY: the kernel hands a valid context.
-    let client = Client {
-        id: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
-        kind: CLIENT_NAMESPACE,
+    let client = service::namespace(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
+    let choice = match service::choose::<A>(&service, &client, number) {
+        Ok(choice) => choice,
+        Err(DropReason::NoBackend) => return refuse(DropReason::SocketRefused),
+        Err(reason) => return refuse(reason),
     };
-    match service::choose(&service, client, number) {
-        Ok(choice) => {
-            let backend = choice.backend;
-            let key = SocketKey {
-                cookie,
-                address: backend.address,
-                port: backend.port,
-                _pad: 0,
-            };
-            // SAFETY: only compared.
-            let known = unsafe { maps::ORCH_SOCKETS.get(key) }
-                .is_some_and(|origin| origin.port == port && origin.address == address);
-            if !known {
-                // A refusal costs the socket only the service's name in `getpeername` and `recvmsg`.
-                let _ = maps::ORCH_SOCKETS.insert(
-                    key,
-                    SocketOrigin {
-                        address,
-                        port,
-                        _pad: 0,
-                    },
-                    0,
-                );
-            }
-            write(sock, family, backend.address, backend.port);
-            events::count(Path::Socket, 0);
-            ALLOW
-        }
-        Err(reason) => {
-            if matches!(reason, DropReason::BrokenService) {
-                error!(
-                    ctx,
-                    "service {:i}:{} names a missing backend",
-                    u32::from_be_bytes(address),
-                    port
-                );
-                events::count_refusal(reason);
-            } else {
-                events::count_refusal(DropReason::SocketRefused);
-            }
-            // SAFETY: the helper takes an integer; connect and sendmsg hooks may call it.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
-            DENY
-        }
+    let backend = choice.backend;
+    let key = SocketKey {
+        cookie,
+        address: backend.address,
+        port: backend.port,
+        _pad: 0,
+    };
+    // SAFETY: only compared.
+    let known = unsafe { A::sockets().get(key) }
+        .is_some_and(|origin| origin.port == port && origin.address.same(address));
+    if !known {
+        let origin = SocketOrigin {
+            address,
+            port,
+            _pad: 0,
+        };
+        // A refusal costs the socket only the service's name in `getpeername` and `recvmsg`.
+        let _ = A::sockets().insert(key, origin, 0);
+        let asked = Tuple {
+            destination: address,
+            destination_port: port,
+            protocol,
+            ..Tuple::default()
+        };
+        let becomes = Tuple {
+            destination: backend.address,
+            destination_port: backend.port,
+            ..asked
+        };
+        events::flow(&asked, &becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
     }
+    backend.address.write(sock, kind);
+    set_port(sock, backend.port);
+    events::count(Path::Socket, 0);
+    ALLOW
+}
+
+#[inline(always)]
+fn refuse(reason: DropReason) -> i32 {
+    events::count_refusal(reason, 0);
+    // SAFETY: the helper takes an integer; connect and sendmsg hooks may call it.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    DENY
 }
 
 /// The same number for the same socket and pool, spread evenly over sockets.
 #[inline(always)]
-fn spread(cookie: u64, service: &Service) -> u32 {
+fn spread(cookie: [u32; 2], service: &Service) -> u32 {
+    let cookie = u64::from(cookie[1]) << 32 | u64::from(cookie[0]);
     let mixed = (cookie ^ (u64::from(service.pool) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 32) as u32
 }
 
 #[inline(always)]
-fn cookie(ctx: &SockAddrContext) -> u64 {
+fn cookie(ctx: &SockAddrContext) -> [u32; 2] {
     // SAFETY: the kernel hands a valid context.
-    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
-}
-
-#[inline(always)]
-fn address(sock: *mut bpf_sock_addr, family: Family) -> Option<Address> {
-    // SAFETY: the kernel hands a valid context; volatile keeps each access the four bytes that the verifier allows.
-    let word = unsafe {
-        match family {
-            Family::V4 => (&raw const (*sock).user_ip4).read_volatile(),
-            Family::V6 => {
-                let words = (&raw const (*sock).user_ip6).cast::<u32>();
-                if words.read_volatile() != 0
-                    || words.add(1).read_volatile() != 0
-                    || words.add(2).read_volatile() != MAPPED
-                {
-                    return None;
-                }
-                words.add(3).read_volatile()
-            }
-        }
-    };
-    Some(word.to_ne_bytes())
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    [cookie as u32, (cookie >> 32) as u32]
 }
 
 #[inline(always)]
@@ -183,17 +259,7 @@ fn port(sock: *mut bpf_sock_addr) -> u16 {
 }
 
 #[inline(always)]
-fn write(sock: *mut bpf_sock_addr, family: Family, address: Address, port: u16) {
-    let word = u32::from_ne_bytes(address);
-    // SAFETY: the kernel hands a valid context, and lets these hooks write the address and port.
-    unsafe {
-        match family {
-            Family::V4 => (&raw mut (*sock).user_ip4).write_volatile(word),
-            Family::V6 => (&raw mut (*sock).user_ip6)
-                .cast::<u32>()
-                .add(3)
-                .write_volatile(word),
-        }
-        (&raw mut (*sock).user_port).write_volatile(u32::from(port.to_be()));
-    }
+fn set_port(sock: *mut bpf_sock_addr, port: u16) {
+    // SAFETY: the kernel hands a valid context, and lets these hooks write the port.
+    unsafe { (&raw mut (*sock).user_port).write_volatile(u32::from(port.to_be())) };
 }

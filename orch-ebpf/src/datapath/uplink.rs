@@ -3,15 +3,17 @@
 use aya_ebpf::programs::TcContext;
 
 use super::{
-    conntrack, nat, node_kind,
-    parse::{self, Parsed},
-    pod::endpoint,
-    service, skb, within,
+    announce, conntrack, events,
+    family::{Family, endpoint, in_cluster, node_kind},
+    nat,
+    parse::{Bytes as _, ETHER_TYPE, Parsed},
+    pod, policy, skb,
 };
 use crate::{
+    Address4, Address6,
     config::{Config, NODE_LOCAL},
-    conntrack::Tuple,
-    event::DropReason,
+    conntrack::{KIND_MASQUERADE, KIND_SERVICE, Tuple},
+    event::{DropReason, EVENT_FLOW},
     service::SCOPE_EXTERNAL,
 };
 
@@ -21,48 +23,79 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     let Some(config) = super::config() else {
         return skb::pass(ctx);
     };
-    let mut parsed = match parse::parse(ctx) {
-        Ok(Some(parsed)) => parsed,
-        Ok(None) => return skb::pass(ctx),
-        Err(reason) => return skb::refuse(ctx, reason, Tuple::default()),
+    match ctx.read::<[u8; 2]>(ETHER_TYPE) {
+        Some(Address4::ETHER_TYPE) => from_outside::<Address4>(ctx, config),
+        Some(Address6::ETHER_TYPE) => from_outside::<Address6>(ctx, config),
+        Some(announce::ARP) => announce::arp(ctx).unwrap_or_else(|| skb::pass(ctx)),
+        Some(_) => skb::pass(ctx),
+        None => skb::refuse(ctx, DropReason::Malformed, &Tuple::<Address4>::default()),
+    }
+}
+
+/// A packet from outside or from another node, by the uplink or by the tunnel.
+#[inline(never)]
+pub fn from_outside<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
+    let parsed = match skb::parse::<A>(ctx) {
+        Ok(parsed) => parsed,
+        Err(reason) => return skb::refuse(ctx, reason, &Tuple::<A>::default()),
     };
-    let becomes = match decide(config, &parsed) {
-        Ok(becomes) => becomes,
-        Err(reason) => return skb::refuse(ctx, reason, parsed.tuple),
+    if let Some(verdict) = announce::solicitation(ctx, parsed) {
+        return verdict;
+    }
+    let arrived = parsed.tuple;
+    let (becomes, reply) = match decide(config, parsed) {
+        Ok(decision) => decision,
+        // The node's own address on a port without backends: its stack says so to the client.
+        Err(DropReason::NoBackend) if node_kind(arrived.destination) == NODE_LOCAL => {
+            events::count_refusal(DropReason::NoBackend, ctx.length());
+            return skb::pass(ctx);
+        }
+        Err(reason) => return skb::refuse(ctx, reason, &arrived),
     };
-    if let Some(becomes) = becomes
-        && let Err(reason) = skb::rewrite(ctx, &mut parsed, becomes)
+    let translated = becomes.is_some();
+    if let Some(becomes) = &becomes
+        && let Err(reason) = skb::rewrite(ctx, parsed, becomes)
     {
-        return skb::refuse(ctx, reason, parsed.tuple);
+        return skb::refuse(ctx, reason, &arrived);
     }
-    if let Some(endpoint) = endpoint(parsed.tuple.destination) {
-        return skb::to_pod(ctx, &parsed, endpoint);
+    let [_, destination] = skb::addresses(ctx, parsed);
+    if let Some(to) = endpoint(destination) {
+        if !reply && let Err(reason) = policy::judge(parsed, &parsed.tuple, None, Some(to)) {
+            return skb::refuse(ctx, reason, &parsed.tuple);
+        }
+        return skb::to_pod(ctx, parsed, to);
     }
-    if becomes.is_some() && node_kind(parsed.tuple.destination) != NODE_LOCAL {
-        return skb::to_node(ctx, &parsed, config);
+    if translated && node_kind(destination) != NODE_LOCAL {
+        if config.tunnel_ifindex != 0 && super::tunnel::route(destination).is_some() {
+            return pod::onward(ctx, config, parsed, destination);
+        }
+        return skb::to_node(ctx, parsed, config);
+    }
+    if !translated && announce::is_announced(destination) {
+        return skb::refuse(ctx, DropReason::NoService, &arrived);
     }
     skb::pass(ctx)
 }
 
-/// What the packet becomes, if anything: the steps that XDP shares.
+/// What the packet becomes, if anything, and whether it answers a known flow.
 #[inline(always)]
-pub fn decide(config: &Config, parsed: &Parsed) -> Result<Option<Tuple>, DropReason> {
-    if let Some(known) = conntrack::find(parsed) {
-        return Ok(Some(known.becomes));
-    }
+fn decide<A: Family>(config: &Config, parsed: &Parsed<A>) -> Result<(Option<Tuple<A>>, bool), DropReason> {
     let tuple = &parsed.tuple;
-    if !parsed.opens() || within(tuple.destination, config.cluster_address, config.cluster_mask) {
-        return Ok(None);
+    if let Some(known) = conntrack::find(parsed) {
+        if known.kind != KIND_SERVICE && known.kind != KIND_MASQUERADE {
+            return Ok((None, known.reply));
+        }
+        return Ok((Some(known.becomes), known.reply));
     }
-    match service::find(
-        tuple.destination,
-        tuple.destination_port,
-        tuple.protocol,
-        SCOPE_EXTERNAL,
-    ) {
-        Some(service) => nat::open_service(config, parsed, &service, SCOPE_EXTERNAL).map(Some),
-        None => Ok(None),
+    if !parsed.opens() || in_cluster(config, tuple.destination) {
+        return Ok((None, false));
     }
+    let Some(choice) = nat::choose_external(parsed)? else {
+        return Ok((None, false));
+    };
+    let becomes = nat::open_service(config, parsed, &choice, SCOPE_EXTERNAL)?;
+    events::flow(tuple, &becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
+    Ok((Some(becomes), false))
 }
 
 /// At egress of the uplink: answers get back the address that the client asked, and pods get the node's.
@@ -71,35 +104,50 @@ pub fn egress(ctx: &TcContext) -> i32 {
     let Some(config) = super::config() else {
         return skb::pass(ctx);
     };
-    let mut parsed = match parse::parse(ctx) {
-        Ok(Some(parsed)) => parsed,
-        Ok(None) => return skb::pass(ctx),
-        Err(reason) => return skb::refuse(ctx, reason, Tuple::default()),
+    match ctx.read::<[u8; 2]>(ETHER_TYPE) {
+        Some(Address4::ETHER_TYPE) => to_outside::<Address4>(ctx, config, true),
+        Some(Address6::ETHER_TYPE) => to_outside::<Address6>(ctx, config, true),
+        _ => skb::pass(ctx),
+    }
+}
+
+/// A packet to the outside or to another node, whose route is chosen by now.
+#[inline(never)]
+pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool) -> i32 {
+    let parsed = match skb::parse::<A>(ctx) {
+        Ok(parsed) => parsed,
+        Err(reason) => return skb::refuse(ctx, reason, &Tuple::<A>::default()),
     };
     let tuple = parsed.tuple;
-    let becomes = if let Some(known) = conntrack::find(&parsed) {
+    let becomes = if let Some(known) = conntrack::find(parsed) {
         known.becomes
-    } else if leaves_cluster(config, &tuple) {
-        match nat::open_masquerade(config, &parsed) {
-            Ok(becomes) => becomes,
-            Err(reason) => return skb::refuse(ctx, reason, tuple),
+    } else if masquerade && parsed.opens() && leaves_cluster(config, &tuple) {
+        match nat::open_masquerade(config, parsed) {
+            Ok(becomes) => {
+                events::flow(&tuple, &becomes, EVENT_FLOW, u32::from(KIND_MASQUERADE), 0);
+                becomes
+            }
+            Err(reason) => return skb::refuse(ctx, reason, &tuple),
         }
     } else {
         return skb::pass(ctx);
     };
-    let same_destination = u32::from_ne_bytes(becomes.destination) == u32::from_ne_bytes(tuple.destination)
-        && becomes.destination_port == tuple.destination_port;
-    // The route is chosen by now: a new destination would leave by the wrong way.
-    if same_destination && let Err(reason) = skb::rewrite(ctx, &mut parsed, becomes) {
-        return skb::refuse(ctx, reason, tuple);
+    let same_destination =
+        becomes.destination.same(tuple.destination) && becomes.destination_port == tuple.destination_port;
+    // A new destination would leave by the wrong way.
+    if same_destination
+        && !becomes.source.same(tuple.source)
+        && let Err(reason) = skb::rewrite(ctx, parsed, &becomes)
+    {
+        return skb::refuse(ctx, reason, &tuple);
     }
     skb::pass(ctx)
 }
 
 /// Whether a packet goes from a local pod to somewhere that cannot answer a pod.
 #[inline(always)]
-fn leaves_cluster(config: &Config, tuple: &Tuple) -> bool {
+fn leaves_cluster<A: Family>(config: &Config, tuple: &Tuple<A>) -> bool {
     endpoint(tuple.source).is_some()
-        && !within(tuple.destination, config.cluster_address, config.cluster_mask)
+        && !in_cluster(config, tuple.destination)
         && node_kind(tuple.destination) == 0
 }

@@ -1,0 +1,225 @@
+//! What differs between the families of addresses: their maps, and how addresses are compared.
+
+use super::{
+    maps,
+    parse::{Bytes, Parsed, v4, v6},
+};
+use crate::{
+    Address, Address4, Address6, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
+    config::{Config, FamilyConfig, Node},
+    endpoint::Endpoint,
+    event::DropReason,
+};
+
+/// A family of addresses, as the programs see it.
+pub trait Family: Address {
+    /// Its Ethernet type, in wire order.
+    const ETHER_TYPE: [u8; 2];
+    /// Its ICMP's IP protocol number.
+    const ICMP: u8;
+    /// Offset of the source address in its header; the destination follows.
+    const ADDRESSES: usize;
+    /// Offset of the time to live (hop limit) in its header.
+    const TTL: usize;
+    /// Bytes of its header without options.
+    const HEADER: usize;
+    /// Whether its header has a checksum.
+    const HAS_CHECKSUM: bool;
+
+    /// The node's settings for the family.
+    fn settings(config: &Config) -> &FamilyConfig<Self>;
+    /// Whether both are the same address.
+    fn same(self, other: Self) -> bool;
+    /// Whether the address is in the network.
+    fn within(self, network: Self, mask: Self) -> bool;
+    /// Reads the headers of a packet of this family, see [`super::parse`].
+    fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Self>, DropReason>;
+
+    /// [`maps::ORCH_NODES4`] or its sibling; so are the others.
+    fn nodes() -> &'static maps::Nodes<Self>;
+    /// What goes through the tunnel.
+    fn routes() -> &'static maps::Routes<Self>;
+    /// Addresses that this node answers for.
+    fn announced() -> &'static maps::AnnouncedMap<Self>;
+    /// Services.
+    fn services() -> &'static maps::Services<Self>;
+    /// Backends.
+    fn backends() -> &'static maps::Backends<Self>;
+    /// Source ranges.
+    fn sources() -> &'static maps::Sources<Self>;
+    /// What sockets asked for.
+    fn sockets() -> &'static maps::Sockets<Self>;
+    /// This node's pods.
+    fn endpoints() -> &'static maps::Endpoints<Self>;
+    /// Flows.
+    fn conntrack() -> &'static maps::ConntrackMap<Self>;
+    /// Ports of fragmented datagrams.
+    fn fragments() -> &'static maps::Fragments<Self>;
+    /// Scratch memory.
+    fn scratch() -> &'static maps::Scratches<Self>;
+    /// Identities of addresses.
+    fn identities() -> &'static maps::Identities<Self>;
+}
+
+macro_rules! maps_of_family {
+    ($($function:ident $type:ident $map:ident,)+) => {
+        $(
+            #[inline(always)]
+            fn $function() -> &'static maps::$type<Self> {
+                &maps::$map
+            }
+        )+
+    };
+}
+
+impl Family for Address4 {
+    const ETHER_TYPE: [u8; 2] = [0x08, 0x00];
+    const ICMP: u8 = PROTOCOL_ICMP;
+    const ADDRESSES: usize = 12;
+    const TTL: usize = 8;
+    const HEADER: usize = 20;
+    const HAS_CHECKSUM: bool = true;
+
+    #[inline(always)]
+    fn settings(config: &Config) -> &FamilyConfig<Self> {
+        &config.v4
+    }
+
+    #[inline(always)]
+    fn same(self, other: Self) -> bool {
+        u32::from_ne_bytes(self) == u32::from_ne_bytes(other)
+    }
+
+    #[inline(always)]
+    fn within(self, network: Self, mask: Self) -> bool {
+        (u32::from_ne_bytes(self) ^ u32::from_ne_bytes(network)) & u32::from_ne_bytes(mask) == 0
+    }
+
+    #[inline(always)]
+    fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Self>, DropReason> {
+        v4::parse::<WHOLE>(packet)
+    }
+
+    maps_of_family! {
+        nodes Nodes ORCH_NODES4,
+        routes Routes ORCH_ROUTES4,
+        announced AnnouncedMap ORCH_ANNOUNCED4,
+        services Services ORCH_SERVICES4,
+        backends Backends ORCH_BACKENDS4,
+        sources Sources ORCH_SOURCES4,
+        sockets Sockets ORCH_SOCKETS4,
+        endpoints Endpoints ORCH_ENDPOINTS4,
+        conntrack ConntrackMap ORCH_CONNTRACK4,
+        fragments Fragments ORCH_FRAGMENTS4,
+        scratch Scratches ORCH_SCRATCH4,
+        identities Identities ORCH_IDENTITIES4,
+    }
+}
+
+/// Both halves of an address, as they stand in memory.
+#[inline(always)]
+fn halves(address: Address6) -> (u64, u64) {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
+    (
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+        u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+    )
+}
+
+impl Family for Address6 {
+    const ETHER_TYPE: [u8; 2] = [0x86, 0xdd];
+    const ICMP: u8 = PROTOCOL_ICMPV6;
+    const ADDRESSES: usize = 8;
+    const TTL: usize = 7;
+    const HEADER: usize = 40;
+    const HAS_CHECKSUM: bool = false;
+
+    #[inline(always)]
+    fn settings(config: &Config) -> &FamilyConfig<Self> {
+        &config.v6
+    }
+
+    #[inline(always)]
+    fn same(self, other: Self) -> bool {
+        let ((a, b), (c, d)) = (halves(self), halves(other));
+        a == c && b == d
+    }
+
+    #[inline(always)]
+    fn within(self, network: Self, mask: Self) -> bool {
+        let ((a, b), (c, d), (m, n)) = (halves(self), halves(network), halves(mask));
+        (a ^ c) & m == 0 && (b ^ d) & n == 0
+    }
+
+    #[inline(always)]
+    fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Self>, DropReason> {
+        v6::parse::<WHOLE>(packet)
+    }
+
+    maps_of_family! {
+        nodes Nodes ORCH_NODES6,
+        routes Routes ORCH_ROUTES6,
+        announced AnnouncedMap ORCH_ANNOUNCED6,
+        services Services ORCH_SERVICES6,
+        backends Backends ORCH_BACKENDS6,
+        sources Sources ORCH_SOURCES6,
+        sockets Sockets ORCH_SOCKETS6,
+        endpoints Endpoints ORCH_ENDPOINTS6,
+        conntrack ConntrackMap ORCH_CONNTRACK6,
+        fragments Fragments ORCH_FRAGMENTS6,
+        scratch Scratches ORCH_SCRATCH6,
+        identities Identities ORCH_IDENTITIES6,
+    }
+}
+
+/// A word of an address that stands in a tuple, as it stands in memory.
+#[inline(always)]
+pub fn word<A: Family>(address: &A, index: usize) -> u32 {
+    // SAFETY: the callers count to `BITS / 32`, and a tuple's addresses stand on boundaries of four bytes.
+    unsafe { *(&raw const *address).cast::<u32>().add(index) }
+}
+
+/// Keeps what is known of the run's packet where it costs no stack.
+#[inline(always)]
+pub fn keep<A: Family>(parsed: Parsed<A>) -> Option<&'static mut Parsed<A>> {
+    let scratch = A::scratch().get_ptr_mut(0)?;
+    // SAFETY: the slot is this CPU's own for the run, and only this function hands out its packet, once a run.
+    let kept = unsafe { &mut (*scratch).parsed };
+    *kept = parsed;
+    Some(kept)
+}
+
+/// The kind of the node that has the address, or zero.
+#[inline(always)]
+pub fn node_kind<A: Family>(address: A) -> u32 {
+    // SAFETY: the value is one integer, copied at once; a slot that is reused meanwhile yields another valid kind.
+    unsafe { A::nodes().get(address) }.map_or(0, |node: &Node| node.kind)
+}
+
+/// The local pod with this address.
+#[inline(always)]
+pub fn endpoint<A: Family>(address: A) -> Option<&'static Endpoint> {
+    // SAFETY: the agent replaces whole entries, before the pod runs or when its policies change, and removes an entry
+    // after the pod's interface.
+    unsafe { A::endpoints().get(address) }
+}
+
+/// Whether the address is one of the pods of the cluster.
+#[inline(always)]
+pub fn in_cluster<A: Family>(config: &Config, address: A) -> bool {
+    let settings = A::settings(config);
+    address.within(settings.cluster_address, settings.cluster_mask) && has(settings)
+}
+
+/// Whether the address is one of the ClusterIPs.
+#[inline(always)]
+pub fn in_services<A: Family>(config: &Config, address: A) -> bool {
+    let settings = A::settings(config);
+    address.within(settings.service_address, settings.service_mask) && has(settings)
+}
+
+/// Whether the node has an address of the family: its networks are zero otherwise, and would hold everything.
+#[inline(always)]
+fn has<A: Family>(settings: &FamilyConfig<A>) -> bool {
+    !settings.node_address.same(A::ANY)
+}

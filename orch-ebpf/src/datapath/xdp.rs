@@ -1,0 +1,253 @@
+//! Services for clients outside, before the network stack makes a packet of the frame.
+//!
+//! XDP answers for what leaves by the interface it came in by: packets for backends on other nodes, and their answers.
+//! Everything else (local backends, fragments, options, errors, neighbours that are not known yet) is left as it came
+//! to the tc program, which means the same. The Ethernet addresses of the next hop are kept in the flow's entry and
+//! asked of the kernel's routes again each second.
+
+use aya_ebpf::{
+    bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, xdp_action},
+    helpers::bpf_fib_lookup as fib_lookup,
+    programs::XdpContext,
+};
+
+use super::{
+    checksum::Sum,
+    conntrack, events,
+    family::{Family, keep, node_kind, word},
+    nat,
+    parse::{Bytes, ETHER_TYPE, ETHERNET, Parsed, Ports},
+};
+use crate::{
+    Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
+    config::{Config, NODE_LOCAL},
+    conntrack::{Conntrack, HOP_PASS, HOP_REFLECT, KIND_SERVICE, Tuple},
+    event::{EVENT_FLOW, Path},
+    service::{BACKEND_LOCAL, SCOPE_EXTERNAL},
+};
+
+/// `AF_INET` and `AF_INET6`.
+const FAMILIES: (u8, u8) = (2, 10);
+
+impl Bytes for XdpContext {
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+        let pointer = at::<T>(self, offset)?;
+        // SAFETY: `at` has checked the bounds; unaligned loads are fine on the architectures that orch runs on, and
+        // whatever is read is integers and byte arrays.
+        Some(unsafe { *pointer })
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.data_end() - self.data()
+    }
+}
+
+/// A pointer to a value in the packet, if the packet is as long.
+#[inline(always)]
+fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
+    let start = ctx.data() + offset;
+    if start + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    Some(start as *mut T)
+}
+
+/// At the uplink's driver.
+#[inline(always)]
+pub fn uplink(ctx: &XdpContext) -> u32 {
+    let Some(config) = super::config() else {
+        return xdp_action::XDP_PASS;
+    };
+    match ctx.read::<[u8; 2]>(ETHER_TYPE) {
+        Some(Address4::ETHER_TYPE) => balance::<Address4>(ctx, config),
+        Some(Address6::ETHER_TYPE) => balance::<Address6>(ctx, config),
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+#[inline(never)]
+fn balance<A: Family>(ctx: &XdpContext, config: &Config) -> u32 {
+    reflect::<A>(ctx, config).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// `None` leaves the packet, as it came, to the next program.
+#[inline(always)]
+fn reflect<A: Family>(ctx: &XdpContext, config: &Config) -> Option<u32> {
+    let seen;
+    // What IPv4 says fits on the stack, which is quicker.
+    let parsed = if A::BITS == 128 {
+        &*parse_apart::<A>(ctx)?
+    } else {
+        seen = A::parse::<false>(ctx).ok()?;
+        &seen
+    };
+    let layer4 = layer4_checksum(parsed)?;
+    if parsed.ttl <= 1 || ctx.length() > config.uplink_mtu as usize + ETHERNET {
+        return None;
+    }
+    let entry = match conntrack::entry(parsed) {
+        Some(entry) => {
+            let stale = conntrack::touch(entry, parsed);
+            if entry.kind != KIND_SERVICE {
+                return None;
+            }
+            if stale || entry.hop == 0 {
+                find_hop(ctx, config, entry);
+            }
+            entry
+        }
+        None => open(ctx, config, parsed)?,
+    };
+    if entry.hop != HOP_REFLECT {
+        return None;
+    }
+    if A::BITS == 128 {
+        return send_apart::<A>(ctx, parsed, entry, layer4);
+    }
+    send::<A>(ctx, parsed, entry, layer4)
+}
+
+/// As [`send`], on a stack of its own.
+#[inline(never)]
+fn send_apart<A: Family>(
+    ctx: &XdpContext,
+    parsed: &Parsed<A>,
+    entry: &Conntrack<A>,
+    layer4: usize,
+) -> Option<u32> {
+    send::<A>(ctx, parsed, entry, layer4)
+}
+
+/// As [`Family::parse`], on a stack of its own.
+#[inline(never)]
+fn parse_apart<A: Family>(ctx: &XdpContext) -> Option<&'static mut Parsed<A>> {
+    keep(A::parse::<false>(ctx).ok()?)
+}
+
+/// Where the checksum of TCP or UDP is; other protocols are left to tc.
+#[inline(always)]
+fn layer4_checksum<A: Family>(parsed: &Parsed<A>) -> Option<usize> {
+    match (parsed.tuple.protocol, parsed.ports) {
+        (PROTOCOL_TCP, Ports::Both) => Some(parsed.layer4 + 16),
+        (PROTOCOL_UDP, Ports::Both) => Some(parsed.layer4 + 6),
+        _ => None,
+    }
+}
+
+/// Opens a flow to a backend on another node.
+#[inline(never)]
+fn open<A: Family>(
+    ctx: &XdpContext,
+    config: &Config,
+    parsed: &Parsed<A>,
+) -> Option<&'static mut Conntrack<A>> {
+    if !parsed.opens() {
+        return None;
+    }
+    let choice = nat::choose_external(parsed).ok()??;
+    if choice.backend.flags & BACKEND_LOCAL != 0
+        || (config.tunnel_ifindex != 0 && super::tunnel::route(choice.backend.address).is_some())
+    {
+        return None;
+    }
+    let becomes = nat::open_service(config, parsed, &choice, SCOPE_EXTERNAL).ok()?;
+    events::flow(&parsed.tuple, &becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
+    let entry = conntrack::entry(parsed)?;
+    find_hop(ctx, config, entry);
+    Some(entry)
+}
+
+/// Asks the routes how a flow's packets leave.
+#[inline(never)]
+fn find_hop<A: Family>(ctx: &XdpContext, config: &Config, entry: &mut Conntrack<A>) {
+    entry.hop = HOP_PASS;
+    let Tuple {
+        source, destination, ..
+    } = entry.becomes;
+    if node_kind(destination) == NODE_LOCAL
+        || (config.tunnel_ifindex != 0 && super::tunnel::route(destination).is_some())
+    {
+        return;
+    }
+    // SAFETY: integers only, for which zero is a value.
+    let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    lookup.family = if A::BITS == 32 { FAMILIES.0 } else { FAMILIES.1 };
+    lookup.ifindex = ctx.ingress_ifindex() as u32;
+    // SAFETY: both unions have room for sixteen bytes.
+    unsafe {
+        (&raw mut lookup.__bindgen_anon_3).cast::<A>().write(source);
+        (&raw mut lookup.__bindgen_anon_4).cast::<A>().write(destination);
+    }
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the context is valid, and the parameters are on the stack with their whole size.
+    let found = unsafe { fib_lookup(ctx.ctx.cast(), &raw mut lookup, size, 0) };
+    if found == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && lookup.ifindex == ctx.ingress_ifindex() as u32 {
+        let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (lookup.dmac, lookup.smac);
+        entry.macs = [a, b, c, d, e, f, g, h, i, j, k, l];
+        entry.hop = HOP_REFLECT;
+    }
+}
+
+/// Writes an address word by word.
+///
+/// # Safety
+/// `to` points to as many bytes of the packet.
+#[inline(always)]
+unsafe fn put<A: Family>(to: *mut A, address: &A) {
+    for index in 0..A::BITS as usize / 32 {
+        // SAFETY: within the packet; it may be written unaligned on the architectures that orch runs on.
+        unsafe { *to.cast::<u32>().add(index) = word(address, index) };
+    }
+}
+
+/// Rewrites the packet and sends it back out.
+#[inline(always)]
+fn send<A: Family>(ctx: &XdpContext, parsed: &Parsed<A>, entry: &Conntrack<A>, layer4: usize) -> Option<u32> {
+    let from = &parsed.tuple;
+    let becomes = &entry.becomes;
+    let macs = at::<[u8; 12]>(ctx, 0)?;
+    let addresses = at::<[A; 2]>(ctx, ETHERNET + A::ADDRESSES)?;
+    let ttl = at::<u8>(ctx, ETHERNET + A::TTL)?;
+    let ports = at::<[u16; 2]>(ctx, parsed.layer4)?;
+    let checksum = at::<u16>(ctx, layer4)?;
+    let change = Sum::default()
+        .replace_address(&from.source, &becomes.source)
+        .replace_address(&from.destination, &becomes.destination);
+    let old_ports = [from.source_port.to_be(), from.destination_port.to_be()];
+    let new_ports = [becomes.source_port.to_be(), becomes.destination_port.to_be()];
+    // SAFETY: `at` has checked the bounds of each pointer, and nothing else holds the packet meanwhile.
+    unsafe {
+        if A::HAS_CHECKSUM {
+            let header = at::<u16>(ctx, ETHERNET + 10)?;
+            *header = Sum::of_field(*header)
+                .and(change)
+                .replace(
+                    u16::from_ne_bytes([parsed.ttl, 0]),
+                    u16::from_ne_bytes([parsed.ttl - 1, 0]),
+                )
+                .field();
+        }
+        *ttl = parsed.ttl - 1;
+        put(addresses.cast(), &becomes.source);
+        put(addresses.cast::<A>().add(1), &becomes.destination);
+        *ports = new_ports;
+        // A UDP checksum of zero says "none" and stays; one that becomes zero is sent as all ones (RFC 768).
+        if parsed.tuple.protocol != PROTOCOL_UDP || *checksum != 0 {
+            let field = Sum::of_field(*checksum)
+                .and(change)
+                .replace(old_ports[0], new_ports[0])
+                .replace(old_ports[1], new_ports[1])
+                .field();
+            *checksum = if parsed.tuple.protocol == PROTOCOL_UDP && field == 0 {
+                0xffff
+            } else {
+                field
+            };
+        }
+        *macs = entry.macs;
+    }
+    events::count(Path::Reflected, ctx.length());
+    Some(xdp_action::XDP_TX)
+}
