@@ -10,7 +10,7 @@ const IS_DEFAULT: &str = "ingressclass.kubernetes.io/is-default-class";
 /// The annotation from before `spec.ingressClassName`.
 const OLD_CLASS: &str = "kubernetes.io/ingress.class";
 
-/// Sets `spec.ingressClassName`. Of several default classes the newest is taken, then the first by name.
+/// Sets `spec.ingressClassName`.
 pub(super) async fn admit(attempt: &mut Attempt<'_>) -> Result<(), ApiError> {
     let kind = attempt.call.stored();
     let is_new = attempt.subresource.is_none() && attempt.operation == Operation::Create;
@@ -40,9 +40,34 @@ pub(super) async fn admit(attempt: &mut Attempt<'_>) -> Result<(), ApiError> {
             defaults.push((text("creationTimestamp"), text("name")));
         }
     }
-    defaults.sort_by(|(time, name), (other, its)| other.cmp(time).then_with(|| name.cmp(its)));
-    if let Some((_, name)) = defaults.first() {
+    if let Some(name) = choose(defaults) {
         object["spec"]["ingressClassName"] = json!(name);
     }
     Ok(())
+}
+
+/// The newest of (time of creation, name); of equally old ones the first by name.
+fn choose(defaults: Vec<(String, String)>) -> Option<String> {
+    let order = |(time, name): &(String, String)| (std::cmp::Reverse(time.clone()), name.clone());
+    defaults.into_iter().min_by_key(order).map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_default_counts() {
+        let of = |all: &[(&str, &str)]| {
+            choose(
+                all.iter()
+                    .map(|(time, name)| ((*time).into(), (*name).into()))
+                    .collect(),
+            )
+        };
+        let (old, new) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z");
+        assert_eq!(of(&[(old, "a"), (new, "b")]).as_deref(), Some("b"));
+        assert_eq!(of(&[(new, "c"), (old, "a"), (new, "b")]).as_deref(), Some("b"));
+        assert_eq!(of(&[]), None);
+    }
 }
