@@ -183,7 +183,9 @@ impl Allocator {
         let held = self.held.get(key).cloned().unwrap_or_default();
         let mut grant = Grant::default();
         let stray = |ip: &IpAddr| !wish.families.contains(&Family::of(*ip));
-        grant.lacks.extend(wish.asked.filter(stray).map(Lack::OtherFamily));
+        grant
+            .lacks
+            .extend(wish.asked.filter(stray).map(Lack::OtherFamily));
         for &family in &wish.families {
             let has = held.iter().copied().find(|ip| Family::of(*ip) == family);
             let given = match wish.asked.filter(|ip| Family::of(*ip) == family) {

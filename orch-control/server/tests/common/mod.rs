@@ -22,6 +22,7 @@ pub struct Cluster {
     pub client: kube::Client,
     pub pki: Pki,
     pub port: u16,
+    networks: Vec<String>,
     stop: CancellationToken,
     served: Option<tokio::task::JoinHandle<()>>,
 }
@@ -56,7 +57,10 @@ impl Cluster {
         let config = ServerConfig {
             data_dir: dir.path().to_owned(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
-            advertise_address: "192.0.2.1".parse().unwrap(),
+            advertise_address: match networks[0].contains(':') {
+                true => "2001:db8::1".parse().unwrap(),
+                false => "192.0.2.1".parse().unwrap(),
+            },
             service_cidrs: networks.iter().map(|n| n.parse().unwrap()).collect(),
             cluster_dns: Vec::new(),
             node_port_range: 30000..=32767,
@@ -73,6 +77,7 @@ impl Cluster {
             client,
             pki,
             port,
+            networks: networks.iter().map(|n| (*n).to_owned()).collect(),
             stop,
             served,
         };
@@ -93,6 +98,7 @@ impl Cluster {
             served.await.unwrap();
         }
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
+        let networks = std::mem::take(&mut self.networks);
         drop(self);
         // The caches let go of the store a moment after their last watch.
         for _ in 0..100 {
@@ -101,7 +107,8 @@ impl Cluster {
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
-        Self::start_in(dir).await
+        let networks: Vec<&str> = networks.iter().map(String::as_str).collect();
+        Self::start_with(dir, &networks).await
     }
 
     /// A request in the name of `identity`.
