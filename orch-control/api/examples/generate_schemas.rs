@@ -31,6 +31,7 @@ fn generator() -> SchemaGenerator {
         core::v1::Namespace,
         core::v1::Node,
         core::v1::Pod,
+        core::v1::ReplicationController,
         core::v1::Secret,
         core::v1::Service,
         core::v1::ServiceAccount,

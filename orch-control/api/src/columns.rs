@@ -16,7 +16,7 @@ pub use endpoint::{ENDPOINT_SLICE, ENDPOINTS};
 pub use networking::{INGRESS, INGRESS_CLASS, IP_ADDRESS, NETWORK_POLICY, SERVICE_CIDR};
 pub use node::NODE;
 pub use pod::POD;
-pub use workload::{DEPLOYMENT, REPLICA_SET};
+pub use workload::{DEPLOYMENT, REPLICA_SET, REPLICATION_CONTROLLER};
 
 use jiff::Timestamp;
 use serde_json::Value;

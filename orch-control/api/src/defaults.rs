@@ -35,6 +35,23 @@ pub(crate) fn replica_set(obj: &mut Value) {
     template(obj);
 }
 
+/// core/v1 ReplicationController: without labels of its own it takes its template's, also to select by.
+pub(crate) fn replication_controller(obj: &mut Value) {
+    set_default(child_mut(obj, "spec"), "replicas", 1);
+    let labels = at(obj, &["spec", "template", "metadata", "labels"]).clone();
+    if !is_empty(&labels) {
+        let spec = child_mut(obj, "spec");
+        if spec.get("selector").is_none_or(is_empty) {
+            spec.insert("selector".to_owned(), labels.clone());
+        }
+        let metadata = metadata_mut(obj);
+        if metadata.get("labels").is_none_or(is_empty) {
+            metadata.insert("labels".to_owned(), labels);
+        }
+    }
+    template(obj);
+}
+
 /// The pod template of a workload.
 fn template(obj: &mut Value) {
     let template = object_mut(child_mut(obj, "spec").entry("template").or_insert(Value::Null));

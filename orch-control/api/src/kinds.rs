@@ -96,6 +96,20 @@ pub static KINDS: &[Kind] = &[
         ..CORE
     },
     Kind {
+        kind: "ReplicationController",
+        list_kind: "ReplicationControllerList",
+        plural: "replicationcontrollers",
+        singular: "replicationcontroller",
+        short_names: &["rc"],
+        categories: &["all"],
+        registry_prefix: "/registry/controllers",
+        subresources: &[Subresource::Scale, Subresource::Status],
+        schema: "io.k8s.api.core.v1.ReplicationController",
+        strategy: &s::ReplicationController,
+        columns: columns::REPLICATION_CONTROLLER,
+        ..CORE
+    },
+    Kind {
         kind: "Secret",
         list_kind: "SecretList",
         plural: "secrets",

@@ -2,17 +2,19 @@
 
 mod event;
 mod networking;
+mod workload;
 
 pub use event::{Event, EventsV1, event_from_core, event_to_core};
 pub use networking::{Ingress, IngressClass, IpAddress, NetworkPolicy, ServiceCidr};
+pub use workload::{Deployment, ReplicaSet, ReplicationController};
 
 use serde_json::{Value, json};
 
 use crate::defaults;
 use crate::field::FieldError;
 use crate::selector::metadata_fields;
-use crate::strategy::{Strategy, first_generation, keep_status, next_generation, prepare_status_update};
-use crate::validation::{metadata, other, pod_update, service, workload};
+use crate::strategy::{Strategy, first_generation, keep_status, next_generation};
+use crate::validation::{metadata, other, pod_update, service};
 use crate::value::{at, child_mut, object_mut, text};
 
 /// The faults of `new` by itself and of the change from `old`.
@@ -299,76 +301,6 @@ impl Strategy for EndpointSlice {
 
     fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         both(other::endpoint_slice(new), other::endpoint_slice_update(new, old))
-    }
-}
-
-/// apps/v1 Deployment.
-pub struct Deployment;
-
-impl Strategy for Deployment {
-    fn default(&self, obj: &mut Value) {
-        defaults::deployment(obj);
-    }
-
-    fn prepare_create(&self, obj: &mut Value) {
-        object_mut(obj).insert("status".to_owned(), json!({}));
-        first_generation(obj);
-    }
-
-    fn prepare_update(&self, new: &mut Value, old: &Value) {
-        keep_status(new, old);
-        next_generation(new, old);
-    }
-
-    fn prepare_status_update(&self, new: &mut Value, old: &Value) {
-        prepare_status_update(new, old);
-        let labels = at(old, &["metadata", "labels"]).clone();
-        let metadata = crate::value::metadata_mut(new);
-        if labels.is_null() {
-            metadata.remove("labels");
-        } else {
-            metadata.insert("labels".to_owned(), labels);
-        }
-    }
-
-    fn validate(&self, obj: &Value) -> Vec<FieldError> {
-        workload::deployment(obj)
-    }
-
-    fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
-        both(workload::deployment(new), workload::update(new, old))
-    }
-}
-
-/// apps/v1 ReplicaSet.
-pub struct ReplicaSet;
-
-impl Strategy for ReplicaSet {
-    fn default(&self, obj: &mut Value) {
-        defaults::replica_set(obj);
-    }
-
-    fn prepare_create(&self, obj: &mut Value) {
-        // The Go type always prints the count.
-        object_mut(obj).insert("status".to_owned(), json!({"replicas": 0}));
-        first_generation(obj);
-    }
-
-    fn prepare_update(&self, new: &mut Value, old: &Value) {
-        keep_status(new, old);
-        next_generation(new, old);
-    }
-
-    fn validate(&self, obj: &Value) -> Vec<FieldError> {
-        workload::replica_set(obj)
-    }
-
-    fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
-        both(workload::replica_set(new), workload::update(new, old))
-    }
-
-    fn fields(&self, obj: &Value) -> Vec<(&'static str, String)> {
-        with_fields(obj, &[("status.replicas", &["status", "replicas"])])
     }
 }
 

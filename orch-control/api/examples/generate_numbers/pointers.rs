@@ -84,6 +84,7 @@ pub const POINTERS: &[&str] = &[
     "ProjectedVolumeSource.defaultMode",
     "ReplicaSetSpec.replicas",
     "ReplicaSetStatus.terminatingReplicas",
+    "ReplicationControllerSpec.replicas",
     "RollingUpdateDeployment.maxSurge",
     "RollingUpdateDeployment.maxUnavailable",
     "ScaleSpec.replicas",

@@ -1,8 +1,9 @@
-//! Columns of Deployments and ReplicaSets.
+//! Columns of Deployments, ReplicaSets and ReplicationControllers.
 
 use super::core::status_count;
 use super::{
-    AGE, Column, NAME, container_images, container_names, count, integer, label_selector, string, wide,
+    AGE, Column, NAME, container_images, container_names, count, integer, label_selector, map_selector,
+    string, wide,
 };
 use crate::value::{at, int};
 
@@ -36,20 +37,29 @@ pub const DEPLOYMENT: &[Column] = &[
     SELECTOR,
 ];
 
-/// apps/v1 ReplicaSet.
-pub const REPLICA_SET: &[Column] = &[
+const DESIRED: Column = integer("Desired", "How many pods are wanted.", |o, _| {
+    count(o, &["spec", "replicas"])
+});
+const CURRENT: Column = integer("Current", "How many pods there are.", |o, _| {
+    status_count(o, "replicas")
+});
+const READY: Column = integer("Ready", "How many of them are ready.", |o, _| {
+    status_count(o, "readyReplicas")
+});
+
+/// core/v1 ReplicationController, whose selector is a plain map.
+pub const REPLICATION_CONTROLLER: &[Column] = &[
     NAME,
-    integer("Desired", "How many pods are wanted.", |o, _| {
-        count(o, &["spec", "replicas"])
-    }),
-    integer("Current", "How many pods there are.", |o, _| {
-        status_count(o, "replicas")
-    }),
-    integer("Ready", "How many of them are ready.", |o, _| {
-        status_count(o, "readyReplicas")
-    }),
+    DESIRED,
+    CURRENT,
+    READY,
     AGE,
     CONTAINERS,
     IMAGES,
-    SELECTOR,
+    wide("Selector", "The labels of the pods.", |o, _| {
+        map_selector(at(o, &["spec", "selector"]))
+    }),
 ];
+
+/// apps/v1 ReplicaSet.
+pub const REPLICA_SET: &[Column] = &[NAME, DESIRED, CURRENT, READY, AGE, CONTAINERS, IMAGES, SELECTOR];

@@ -17,6 +17,9 @@ fn good(plural: &str) -> Value {
         "pods" => json!({"spec": pod}),
         "deployments" | "replicasets" => json!({"spec": {"selector": {"matchLabels": {"a": "b"}},
             "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod}}}),
+        "replicationcontrollers" => {
+            json!({"spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": pod}}})
+        }
         "services" => json!({"spec": {"ports": [{"port": 80}]}}),
         "endpointslices" => {
             json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}]})
@@ -543,6 +546,38 @@ fn service_traffic() {
         &[
             "spec.podCIDRs: Invalid value: [\"10.0.0.0/24\",\"10.0.1.0/24\"]: may specify no more than one CIDR",
         ],
+    );
+}
+
+#[test]
+fn replication_controllers() {
+    let controller = good("replicationcontrollers");
+    assert_eq!(controller["spec"]["selector"], json!({"a": "b"}));
+    assert_eq!(controller["metadata"]["labels"], json!({"a": "b"}));
+    assert_eq!(controller["spec"]["replicas"], 1);
+    check(
+        "replicationcontrollers",
+        &[("/spec/selector", json!({"a": "c"}))],
+        &[r#"spec.template.metadata.labels: Invalid value: {"a":"b"}: `selector` does not match"#],
+    );
+    check(
+        "replicationcontrollers",
+        &[("/spec/selector", json!({})), ("/spec/replicas", json!(-1))],
+        &[
+            "spec.selector: Required value",
+            "spec.replicas: Invalid value: -1",
+        ],
+    );
+    // Unlike a ReplicaSet's, its selector may change.
+    let labels = json!({"a": "b", "c": "d"});
+    check_update(
+        "replicationcontrollers",
+        &[],
+        &[
+            ("/spec/selector", labels.clone()),
+            ("/spec/template/metadata/labels", labels),
+        ],
+        &[],
     );
 }
 

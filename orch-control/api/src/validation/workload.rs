@@ -1,4 +1,4 @@
-//! Rules of Deployments and ReplicaSets.
+//! Rules of Deployments, ReplicaSets and ReplicationControllers.
 
 use serde_json::Value;
 
@@ -11,7 +11,8 @@ use crate::value::{is_empty, list, text};
 pub(crate) fn deployment(obj: &Value) -> Vec<FieldError> {
     let mut errors = metadata::object(obj, true, names::dns_subdomain_faults);
     let (path, spec) = (Path::new("spec"), &obj["spec"]);
-    replicas_and_template(spec, &path, &mut errors);
+    let selector = selector(&spec["selector"], &path.child("selector"), &mut errors);
+    replicas_and_template(spec, selector, &path, &mut errors);
     for key in ["revisionHistoryLimit", "progressDeadlineSeconds"] {
         non_negative(&path.child(key), &spec[key], &mut errors);
     }
@@ -34,7 +35,23 @@ pub(crate) fn deployment(obj: &Value) -> Vec<FieldError> {
 /// apps/v1 ReplicaSet.
 pub(crate) fn replica_set(obj: &Value) -> Vec<FieldError> {
     let mut errors = metadata::object(obj, true, names::dns_subdomain_faults);
-    replicas_and_template(&obj["spec"], &Path::new("spec"), &mut errors);
+    let (path, spec) = (Path::new("spec"), &obj["spec"]);
+    let selector = selector(&spec["selector"], &path.child("selector"), &mut errors);
+    replicas_and_template(spec, selector, &path, &mut errors);
+    errors
+}
+
+/// core/v1 ReplicationController.
+pub(crate) fn replication_controller(obj: &Value) -> Vec<FieldError> {
+    let mut errors = metadata::object(obj, true, names::dns_subdomain_faults);
+    let (path, spec) = (Path::new("spec"), &obj["spec"]);
+    let selector = &spec["selector"];
+    if is_empty(selector) {
+        errors.push(FieldError::required(&path.child("selector"), ""));
+    }
+    metadata::labels(selector, &path.child("selector"), &mut errors);
+    let selector = LabelSelector::from_map(selector);
+    replicas_and_template(spec, Some(selector), &path, &mut errors);
     errors
 }
 
@@ -51,12 +68,16 @@ pub(crate) fn update(new: &Value, old: &Value) -> Vec<FieldError> {
     errors
 }
 
-fn replicas_and_template(spec: &Value, path: &Path, errors: &mut Vec<FieldError>) {
+fn replicas_and_template(
+    spec: &Value,
+    selector: Option<LabelSelector>,
+    path: &Path,
+    errors: &mut Vec<FieldError>,
+) {
     non_negative(&path.child("replicas"), &spec["replicas"], errors);
     non_negative(&path.child("minReadySeconds"), &spec["minReadySeconds"], errors);
     let labels = &spec["template"]["metadata"]["labels"];
     let template = path.child("template");
-    let selector = selector(&spec["selector"], &path.child("selector"), errors);
     metadata::labels(labels, &template.child("metadata").child("labels"), errors);
     metadata::annotations(
         &spec["template"]["metadata"]["annotations"],

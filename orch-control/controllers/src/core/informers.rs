@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
+    ConfigMap, Container, Endpoints, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
@@ -26,6 +26,8 @@ pub struct Informers {
     pub leases: Arc<Informer<Lease>>,
     /// Replica sets.
     pub replica_sets: Arc<Informer<ReplicaSet>>,
+    /// Replication controllers.
+    pub replication_controllers: Arc<Informer<ReplicationController>>,
     /// Deployments.
     pub deployments: Arc<Informer<Deployment>>,
     /// Services.
@@ -54,6 +56,7 @@ impl Informers {
             nodes: Arc::new(Informer::new()),
             leases: Arc::new(Informer::new()),
             replica_sets: Arc::new(Informer::new()),
+            replication_controllers: Arc::new(Informer::new()),
             deployments: Arc::new(Informer::new()),
             services: Arc::new(Informer::new()),
             slices: Arc::new(Informer::new()),
@@ -71,6 +74,7 @@ impl Informers {
         self.pods.start_all(client, trim_pod, token);
         self.nodes.start_all(client, trim_node, token);
         self.replica_sets.start_all(client, |_| (), token);
+        self.replication_controllers.start_all(client, |_| (), token);
         self.deployments.start_all(client, |_| (), token);
         self.services.start_all(client, |_| (), token);
         self.slices.start_all(client, |_| (), token);

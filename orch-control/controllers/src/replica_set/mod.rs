@@ -1,4 +1,4 @@
-//! ReplicaSet: as many pods of a template as asked for.
+//! ReplicaSet and ReplicationController: as many pods of a template as asked for.
 //!
 //! # Flow
 //! A replica set, or a pod that it owns or could own, changes → pods that match and have no controller are adopted,
@@ -13,6 +13,7 @@
 //! A failed creation or deletion is an event and the condition ReplicaFailure, and is tried again with back-off.
 
 mod expectations;
+mod flavor;
 mod plan;
 
 use std::collections::BTreeMap;
@@ -27,11 +28,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{Selector, SelectorExt};
 use kube::{Api, Client, ResourceExt};
-use orch_shared::events::{Recorder, Severity, reference};
+use orch_shared::events::{Recorder, Severity};
 use orch_shared::pods::{controller_of, is_deleting, is_terminal};
 use serde_json::json;
 
 use self::expectations::Expectations;
+use self::flavor::Flavor;
 use crate::Context;
 use crate::core::{
     Change, Doing, Informers, Key, Next, Queue, ReconcileError, drive, is, namespace_is_terminating,
@@ -41,43 +43,41 @@ use crate::core::{
 const BURST: usize = 500;
 
 struct Controller {
+    flavor: Flavor,
     client: Client,
     informers: Arc<Informers>,
     recorder: Recorder,
     expectations: Expectations,
 }
 
-/// The replica set among `owner`s that controls an object.
-fn owner_key(meta: &ObjectMeta) -> Option<Key> {
-    let owner =
-        controller_of(meta).filter(|o| o.kind == "ReplicaSet" && o.api_version.starts_with("apps/"))?;
-    Some(Key::new(meta.namespace.clone()?, owner.name.clone()))
+/// Starts both controllers.
+pub fn start(context: &Context) {
+    start_one(context, Flavor::ReplicaSet, 5);
+    start_one(context, Flavor::ReplicationController, 2);
 }
 
-/// Starts the controller.
-pub fn start(context: &Context) {
+fn start_one(context: &Context, flavor: Flavor, workers: usize) {
     let queue = Arc::new(Queue::<Key>::default());
     let controller = Arc::new(Controller {
+        flavor,
         client: context.client.clone(),
         informers: context.informers.clone(),
-        recorder: context.recorder("replicaset-controller"),
+        recorder: context.recorder(flavor.component()),
         expectations: Expectations::default(),
     });
     let (wake, this) = (queue.clone(), controller.clone());
-    context.informers.replica_sets.subscribe(move |change| {
-        for set in change.both() {
-            if change.new.is_none() {
-                this.expectations.forget(&Key::of(&**set));
-            }
-            wake.add(Key::of(&**set));
+    flavor.subscribe(&context.informers, move |key, gone| {
+        if gone {
+            this.expectations.forget(&key);
         }
+        wake.add(key);
     });
     let (wake, this) = (queue.clone(), controller.clone());
     context
         .informers
         .pods
         .subscribe(move |change| this.pod_changed(change, &wake));
-    drive("replicaset", queue, 5, context.token.clone(), move |key| {
+    drive(flavor.name(), queue, workers, context.token.clone(), move |key| {
         let controller = controller.clone();
         async move { controller.reconcile(&key).await }
     });
@@ -86,12 +86,12 @@ pub fn start(context: &Context) {
 impl Controller {
     fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<Key>) {
         let added = change.new.filter(|_| change.old.is_none());
-        if let Some(key) = added.and_then(|pod| owner_key(&pod.metadata)) {
+        if let Some(key) = added.and_then(|pod| self.flavor.owner_key(&pod.metadata)) {
             self.expectations.created(&key);
         }
         let leaving = change.new.is_none_or(|p| is_deleting(&p.metadata));
         for pod in change.both() {
-            match owner_key(&pod.metadata) {
+            match self.flavor.owner_key(&pod.metadata) {
                 Some(key) => {
                     if leaving {
                         self.expectations
@@ -100,11 +100,8 @@ impl Controller {
                     queue.add(key);
                 }
                 None if !leaving && controller_of(&pod.metadata).is_none() => {
-                    for set in self
-                        .informers
-                        .replica_sets
-                        .in_namespace(&pod.namespace().unwrap_or_default())
-                    {
+                    let namespace = pod.namespace().unwrap_or_default();
+                    for set in self.flavor.in_namespace(&self.informers, &namespace) {
                         if selector(&set).is_some_and(|s| s.matches(pod.labels())) {
                             queue.add(Key::of(&*set));
                         }
@@ -117,7 +114,7 @@ impl Controller {
 
     async fn reconcile(&self, key: &Key) -> Result<Next, ReconcileError> {
         self.informers.pods.synced().await;
-        let Some(set) = self.informers.replica_sets.get(key) else {
+        let Some(set) = self.flavor.get(&self.informers, key) else {
             self.expectations.forget(key);
             return Ok(None);
         };
@@ -132,20 +129,18 @@ impl Controller {
         if settled && !is_deleting(&set.metadata) {
             let namesakes = siblings(
                 &set,
-                &self.informers.replica_sets.in_namespace(&key.namespace),
+                &self.flavor.in_namespace(&self.informers, &key.namespace),
                 &all,
             );
             let steps = plan::replicas(&set, &claimed, &namesakes, now);
             failure = self.manage(key, &set, steps).await;
         }
         let (status, comes_back) = plan::status(&set, &claimed, failure.as_ref().map(|(r, e)| (*r, e)), now);
+        let status = self.flavor.sayable(status);
         if set.status.as_ref() != Some(&status) {
-            let patch =
-                json!({ "metadata": { "resourceVersion": set.resource_version() }, "status": status });
-            let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &key.namespace);
-            api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch))
-                .await
-                .doing_if_there(|| format!("write the status of replica set {key}"))?;
+            let (client, version) = (self.client.clone(), set.resource_version());
+            let written = self.flavor.write_status(client, key, version, &status).await;
+            written.doing_if_there(|| format!("write the status of {} {key}", self.flavor.name()))?;
         }
         match failure {
             Some((_, error)) => Err(error),
@@ -185,19 +180,17 @@ impl Controller {
         let uid = set.metadata.uid.clone().unwrap_or_default();
         if adopt {
             // The cache may not know yet that the set is going, or is another one of the same name.
-            let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &namespace);
-            let fresh = api
-                .get(&set.name_any())
-                .await
-                .doing(|| format!("read replica set {}", set.name_any()))?;
-            if fresh.metadata.uid != set.metadata.uid || is_deleting(&fresh.metadata) {
+            let key = Key::new(&namespace, set.name_any());
+            let fresh = self.flavor.fresh(self.client.clone(), &key).await;
+            let fresh = fresh.doing(|| format!("read {} {key}", self.flavor.name()))?;
+            if fresh.uid != set.metadata.uid || is_deleting(&fresh) {
                 return Err(ReconcileError::Stale("replica set"));
             }
         }
         let mut owners = pod.metadata.owner_references.clone().unwrap_or_default();
         owners.retain(|o| o.uid != uid);
         if adopt {
-            owners.push(owner_reference(set));
+            owners.push(self.flavor.owner_reference(set));
         }
         let patch = json!({ "metadata": {
             "uid": pod.metadata.uid, "resourceVersion": pod.resource_version(), "ownerReferences": owners,
@@ -253,11 +246,21 @@ impl Controller {
     /// `Err(None)` is a failure that nobody has to hear of: the namespace is going away.
     async fn create(&self, key: &Key, set: &ReplicaSet) -> Result<(), Option<ReconcileError>> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        match api.create(&PostParams::default(), &new_pod(set)).await {
+        match api
+            .create(
+                &PostParams::default(),
+                &new_pod(set, self.flavor.owner_reference(set)),
+            )
+            .await
+        {
             Ok(pod) => {
                 let message = format!("Created pod: {}", pod.name_any());
-                self.recorder
-                    .event(reference(set), Severity::Normal, "SuccessfulCreate", message);
+                self.recorder.event(
+                    self.flavor.reference(set),
+                    Severity::Normal,
+                    "SuccessfulCreate",
+                    message,
+                );
                 Ok(())
             }
             Err(error) if namespace_is_terminating(&error) => Err(None),
@@ -267,8 +270,12 @@ impl Controller {
                     other => other.to_string(),
                 };
                 let message = format!("Error creating: {said}");
-                self.recorder
-                    .event(reference(set), Severity::Warning, "FailedCreate", message);
+                self.recorder.event(
+                    self.flavor.reference(set),
+                    Severity::Warning,
+                    "FailedCreate",
+                    message,
+                );
                 Err(Some(ReconcileError::Api {
                     doing: format!("create a pod of {key}"),
                     source: Box::new(error),
@@ -292,8 +299,12 @@ impl Controller {
         match api.delete(&name, &params).await {
             Ok(_) => {
                 let message = format!("Deleted pod: {name}");
-                self.recorder
-                    .event(reference(set), Severity::Normal, "SuccessfulDelete", message);
+                self.recorder.event(
+                    self.flavor.reference(set),
+                    Severity::Normal,
+                    "SuccessfulDelete",
+                    message,
+                );
                 Ok(())
             }
             Err(error) => {
@@ -302,8 +313,12 @@ impl Controller {
                     return Ok(());
                 }
                 let message = format!("Error deleting: {error}");
-                self.recorder
-                    .event(reference(set), Severity::Warning, "FailedDelete", message);
+                self.recorder.event(
+                    self.flavor.reference(set),
+                    Severity::Warning,
+                    "FailedDelete",
+                    message,
+                );
                 Err(error).doing(|| format!("delete pod {}/{name}", key.namespace))
             }
         }
@@ -343,18 +358,7 @@ fn siblings(set: &ReplicaSet, sets: &[Arc<ReplicaSet>], pods: &[Arc<Pod>]) -> BT
     out
 }
 
-fn owner_reference(set: &ReplicaSet) -> OwnerReference {
-    OwnerReference {
-        api_version: "apps/v1".into(),
-        kind: "ReplicaSet".into(),
-        name: set.name_any(),
-        uid: set.metadata.uid.clone().unwrap_or_default(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
-}
-
-fn new_pod(set: &ReplicaSet) -> Pod {
+fn new_pod(set: &ReplicaSet, owner: OwnerReference) -> Pod {
     let template = set
         .spec
         .as_ref()
@@ -368,7 +372,7 @@ fn new_pod(set: &ReplicaSet) -> Pod {
             labels: meta.labels,
             annotations: meta.annotations,
             finalizers: meta.finalizers,
-            owner_references: Some(vec![owner_reference(set)]),
+            owner_references: Some(vec![owner]),
             ..ObjectMeta::default()
         },
         spec: template.spec,

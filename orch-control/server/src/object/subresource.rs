@@ -16,7 +16,12 @@ pub fn scale_of(object: &Value) -> Result<Value, ApiError> {
             metadata[field] = value.clone();
         }
     }
-    let selector = LabelSelector::from_value(&object["spec"]["selector"])?;
+    let selector = &object["spec"]["selector"];
+    let selector = match object["kind"].as_str() {
+        // Older than label selectors: a plain map.
+        Some("ReplicationController") => LabelSelector::from_map(selector),
+        _ => LabelSelector::from_value(selector)?,
+    };
     Ok(json!({
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",

@@ -34,6 +34,7 @@ pub fn list_merge(schema: &str, field: &str) -> Option<ListMerge> {
         ("NodeStatus", "addresses") => Key("type"),
         ("PodStatus" | "NodeStatus" | "NamespaceStatus" | "ServiceStatus", "conditions") => Key("type"),
         ("DeploymentStatus" | "ReplicaSetStatus" | "ServiceCIDRStatus", "conditions") => Key("type"),
+        ("ReplicationControllerStatus", "conditions") => Key("type"),
         _ => return None,
     })
 }
