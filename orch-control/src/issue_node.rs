@@ -15,9 +15,9 @@ pub(crate) struct IssueNode {
     /// The node's name
     #[arg(long)]
     node: String,
-    /// The address that the API server reaches the node at
-    #[arg(long)]
-    ip: IpAddr,
+    /// The addresses that the API server may reach the node at, one of each of its families
+    #[arg(long, required = true, value_delimiter = ',')]
+    ip: Vec<IpAddr>,
     /// The URL that the node reaches the API server at, e.g. https://172.30.0.1:6443
     #[arg(long)]
     server: String,
@@ -46,7 +46,7 @@ impl IssueNode {
         );
         let pki = Pki::open(&self.data_dir).context("open the certificate authority")?;
         let credentials = pki
-            .issue_node(&self.node, self.ip)
+            .issue_node(&self.node, &self.ip)
             .context("issue the node's certificates")?;
         let user = format!("system:node:{}", self.node);
         let config = kubeconfig::render(&self.server, pki.ca_pem(), &user, &credentials.client);

@@ -171,7 +171,7 @@ async fn read_head(stream: &mut Tls<TcpStream>) -> String {
 async fn kubelet(cluster: &Cluster, count: usize) -> (u16, tokio::task::JoinHandle<Vec<String>>) {
     let serving = cluster
         .pki
-        .issue_node("n1", "127.0.0.1".parse().unwrap())
+        .issue_node("n1", &["127.0.0.1".parse().unwrap()])
         .unwrap()
         .serving;
     let mut roots = rustls::RootCertStore::empty();

@@ -223,18 +223,23 @@ impl Pki {
         }
     }
 
-    /// Signs a node's two certificates. They are not kept here: their place is on the node.
+    /// Signs a node's two certificates; `ips` are all its addresses, of either family. They are not kept here: their
+    /// place is on the node.
     ///
     /// # Errors
     /// When `node` cannot stand in a certificate, or signing fails.
-    pub fn issue_node(&self, node: &str, ip: IpAddr) -> Result<NodeCredentials, PkiError> {
+    pub fn issue_node(&self, node: &str, ips: &[IpAddr]) -> Result<NodeCredentials, PkiError> {
         let user = format!("system:node:{node}");
         Ok(NodeCredentials {
             client: self.sign(&client(&user, SYSTEM_NODES))?,
             serving: self.sign(&Leaf {
                 common_name: &user,
                 organization: Some(SYSTEM_NODES),
-                sans: BTreeSet::from([node.to_owned(), ip.to_string()]),
+                sans: ips
+                    .iter()
+                    .map(IpAddr::to_string)
+                    .chain([node.to_owned()])
+                    .collect(),
                 usage: ExtendedKeyUsagePurpose::ServerAuth,
             })?,
         })
@@ -491,12 +496,18 @@ mod tests {
     fn a_node_is_who_its_certificate_says() {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open(dir.path()).unwrap();
-        let node = pki.issue_node("node1", "172.30.0.11".parse().unwrap()).unwrap();
+        let node = pki
+            .issue_node(
+                "node1",
+                &["172.30.0.11".parse().unwrap(), "fd00:30::11".parse().unwrap()],
+            )
+            .unwrap();
         let der = pem::parse(&node.serving.cert_pem).unwrap();
         let (_, cert) = x509_parser::certificate::X509Certificate::from_der(der.contents()).unwrap();
-        assert_eq!(subject_alternative_names(&cert), names(&["node1", "172.30.0.11"]));
+        let names = names(&["node1", "172.30.0.11", "fd00:30::11"]);
+        assert_eq!(subject_alternative_names(&cert), names);
         assert!(
-            pki.issue_node("bad\u{e9}", "172.30.0.11".parse().unwrap())
+            pki.issue_node("bad\u{e9}", &["172.30.0.11".parse().unwrap()])
                 .is_err()
         );
     }
