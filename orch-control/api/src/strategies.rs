@@ -14,7 +14,7 @@ use crate::defaults;
 use crate::field::FieldError;
 use crate::selector::metadata_fields;
 use crate::strategy::{Strategy, first_generation, keep_status, next_generation};
-use crate::validation::{metadata, other, pod_update, service};
+use crate::validation::{endpoint_slice, metadata, other, pod_update, service};
 use crate::value::{at, child_mut, object_mut, text};
 
 /// The faults of `new` by itself and of the change from `old`.
@@ -296,11 +296,11 @@ impl Strategy for EndpointSlice {
     }
 
     fn validate(&self, obj: &Value) -> Vec<FieldError> {
-        other::endpoint_slice(obj)
+        endpoint_slice::endpoint_slice(obj)
     }
 
     fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
-        both(other::endpoint_slice(new), other::endpoint_slice_update(new, old))
+        both(self.validate(new), endpoint_slice::update(new, old))
     }
 }
 

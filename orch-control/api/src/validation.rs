@@ -2,6 +2,7 @@
 
 pub(crate) mod address;
 pub(crate) mod container;
+pub(crate) mod endpoint_slice;
 pub(crate) mod ingress;
 pub(crate) mod metadata;
 pub mod names;

@@ -12,11 +12,6 @@ use crate::value::{entries, list, text};
 
 /// The most bytes of a ConfigMap's or Secret's data.
 const DATA_MAX: usize = 1024 * 1024;
-/// The most endpoints and ports of an EndpointSlice, and addresses of an endpoint.
-const ENDPOINTS_MAX: usize = 1000;
-const SLICE_PORTS_MAX: usize = 20_000;
-const ADDRESSES_MAX: usize = 100;
-
 /// Keys of the maps `keys` of a ConfigMap or Secret, and their size together.
 fn data(obj: &Value, maps: &[&str], errors: &mut Vec<FieldError>) {
     let mut total = 0;
@@ -167,11 +162,7 @@ fn pod_cidrs(obj: &Value, errors: &mut Vec<FieldError>) {
     let alike = families.len() > 1 && (families.len() > 2 || families[0] == families[1]);
     if alike {
         let why = "may specify no more than one CIDR for each IP family";
-        errors.push(FieldError::invalid(
-            &path,
-            obj["spec"]["podCIDRs"].clone(),
-            why,
-        ));
+        errors.push(FieldError::invalid(&path, obj["spec"]["podCIDRs"].clone(), why));
     }
 }
 
@@ -291,94 +282,11 @@ pub(crate) fn endpoints(obj: &Value) -> Vec<FieldError> {
 }
 
 /// Checks an address; `v4` says which family it must be of, if one.
-fn address_ip(address: &str, path: &Path, v4: Option<bool>, errors: &mut Vec<FieldError>) {
+pub(super) fn address_ip(address: &str, path: &Path, v4: Option<bool>, errors: &mut Vec<FieldError>) {
     let why = match (address.parse::<IpAddr>(), v4) {
         (Ok(IpAddr::V6(_)), Some(true)) => "must be an IPv4 address",
         (Ok(IpAddr::V4(_)), Some(false)) => "must be an IPv6 address",
         _ => return non_special_ip(address, path, errors),
     };
     errors.push(FieldError::invalid(path, address, why));
-}
-
-/// discovery.k8s.io/v1 EndpointSlice.
-pub(crate) fn endpoint_slice(obj: &Value) -> Vec<FieldError> {
-    let mut errors = metadata::object(obj, true, names::dns_subdomain_faults);
-    one_of(
-        &Path::new("addressType"),
-        &obj["addressType"],
-        &["FQDN", "IPv4", "IPv6"],
-        true,
-        &mut errors,
-    );
-    let endpoints = list(obj, &["endpoints"]);
-    if endpoints.len() > ENDPOINTS_MAX {
-        errors.push(FieldError::too_many(
-            &Path::new("endpoints"),
-            endpoints.len(),
-            ENDPOINTS_MAX,
-        ));
-    }
-    for (i, endpoint) in endpoints.iter().enumerate() {
-        let path = Path::new("endpoints").index(i).child("addresses");
-        let addresses = list(endpoint, &["addresses"]);
-        if addresses.is_empty() {
-            errors.push(FieldError::required(&path, "must contain at least 1 address"));
-        }
-        if addresses.len() > ADDRESSES_MAX {
-            errors.push(FieldError::too_many(&path, addresses.len(), ADDRESSES_MAX));
-        }
-        for (j, address) in addresses.iter().enumerate() {
-            let (path, address) = (path.index(j), address.as_str().unwrap_or_default());
-            match text(obj, &["addressType"]) {
-                "IPv4" => address_ip(address, &path, Some(true), &mut errors),
-                "IPv6" => address_ip(address, &path, Some(false), &mut errors),
-                _ => faults(&path, address, names::dns_subdomain_faults(address), &mut errors),
-            }
-        }
-    }
-    let ports = list(obj, &["ports"]);
-    if ports.len() > SLICE_PORTS_MAX {
-        errors.push(FieldError::too_many(
-            &Path::new("ports"),
-            ports.len(),
-            SLICE_PORTS_MAX,
-        ));
-    }
-    let mut seen = Vec::new();
-    for (i, port) in ports.iter().enumerate() {
-        let path = Path::new("ports").index(i);
-        let name = text(port, &["name"]);
-        if !name.is_empty() {
-            faults(
-                &path.child("name"),
-                name,
-                names::dns_label_faults(name),
-                &mut errors,
-            );
-        }
-        if seen.contains(&name) {
-            errors.push(FieldError::duplicate(&path.child("name"), name));
-        }
-        seen.push(name);
-        one_of(
-            &path.child("protocol"),
-            &port["protocol"],
-            &["SCTP", "TCP", "UDP"],
-            true,
-            &mut errors,
-        );
-    }
-    errors
-}
-
-/// An update of an EndpointSlice.
-pub(crate) fn endpoint_slice_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = metadata::update(new, old);
-    immutable(
-        &Path::new("addressType"),
-        &new["addressType"],
-        &old["addressType"],
-        &mut errors,
-    );
-    errors
 }

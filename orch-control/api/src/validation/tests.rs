@@ -610,6 +610,25 @@ fn the_others() {
         &[("/endpoints/0/addresses/0", json!("::1"))],
         &[r#"endpoints[0].addresses[0]: Invalid value: "::1": must be an IPv4 address"#],
     );
+    let zones: Vec<Value> = (0..9).map(|i| json!({"name": format!("z{}", i % 8)})).collect();
+    check(
+        "endpointslices",
+        &[
+            (
+                "/endpoints/0/hints",
+                json!({"forZones": zones, "forNodes": [{"name": "N"}]}),
+            ),
+            ("/endpoints/0/hostname", json!("a.b")),
+            ("/ports/0/port", json!(0)),
+        ],
+        &[
+            r#"endpoints[0].hostname: Invalid value: "a.b": a lowercase RFC 1123 label"#,
+            "endpoints[0].hints.forZones: Too many: 9: must have at most 8 items",
+            r#"endpoints[0].hints.forZones[8].name: Duplicate value: "z0""#,
+            r#"endpoints[0].hints.forNodes[0].name: Invalid value: "N": a lowercase RFC 1123 subdomain"#,
+            "ports[0].port: Invalid value: 0: must be between 1 and 65535",
+        ],
+    );
     check(
         "events",
         &[("/involvedObject/namespace", json!("m"))],
