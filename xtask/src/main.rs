@@ -10,6 +10,7 @@ mod run;
 mod term;
 mod test;
 mod tidy;
+mod traffic;
 mod verified;
 
 use std::path::PathBuf;
@@ -56,6 +57,9 @@ enum Command {
     Tidy,
     /// Measures; prints tables and writes JSON under target/bench/
     Bench(bench::Options),
+    /// Servers and clients that benchmarks start inside namespaces
+    #[command(hide = true, subcommand)]
+    Traffic(traffic::Traffic),
 }
 
 fn main() {
@@ -70,6 +74,7 @@ fn main() {
         Command::Test(options) => test::run(&options),
         Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
+        Command::Traffic(traffic) => traffic::run(&traffic),
     };
     if let Err(error) = outcome {
         term::fail(&error);

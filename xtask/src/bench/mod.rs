@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measures a running cluster; a table on screen, JSON under target/bench/.
 
+mod dataplane;
 mod memory;
 mod pods;
 
@@ -18,8 +19,10 @@ use crate::{
 /// What `bench` takes.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// One benchmark; all of them when none is given
+    /// One benchmark; all but the data plane's when none is given
     name: Option<Name>,
+    /// Of the data plane, one part; all that the machine is ready for when none is given
+    part: Option<dataplane::Part>,
 }
 
 /// A benchmark.
@@ -31,6 +34,8 @@ enum Name {
     Start,
     /// A Deployment of 10, from create to rolled out
     Deployment,
+    /// The data plane, in parts
+    Dataplane,
 }
 
 /// One measured number.
@@ -51,6 +56,12 @@ struct Row {
 /// # Errors
 /// When the cluster does not come up or a measured step fails.
 pub fn run(options: &Options) -> Result<()> {
+    if options.name == Some(Name::Dataplane) {
+        return dataplane::run(options.part);
+    }
+    if let Some(part) = options.part {
+        bail!("{part:?} is no part of that benchmark: `cargo xtask bench dataplane` has parts");
+    }
     deps::install(&[Need::Build, Need::Cluster, Need::Bench])?;
     if State::load()?.is_none() {
         up::run(&up::Options::default())?;
@@ -67,6 +78,7 @@ pub fn run(options: &Options) -> Result<()> {
                 Name::Memory => memory::measure(&state)?,
                 Name::Start => pods::start()?,
                 Name::Deployment => pods::deployment()?,
+                Name::Dataplane => continue,
             };
             report(*name, &rows)?;
         }
