@@ -75,6 +75,8 @@ pub const SERVICE_SOURCES: u32 = 1;
 /// Flag of [`Service`]: without a backend a packet is dropped and not refused: `externalTrafficPolicy: Local` or
 /// `internalTrafficPolicy: Local` on a node without an endpoint.
 pub const SERVICE_LOCAL: u32 = 2;
+/// Flag of [`Service`]: a pod's host port. The programs do not read it; a new agent knows by it what to keep.
+pub const SERVICE_HOST_PORT: u32 = 4;
 
 abi!(Service, size 16, align 4, { pool @ 0, count @ 4, affinity_seconds @ 8, flags @ 12 });
 

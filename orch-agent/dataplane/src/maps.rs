@@ -16,7 +16,8 @@ use orch_ebpf::{
     policy::{IDENTITIES_MAP, Identity, RULES_MAP, Rule, RuleKey},
     service::{
         AFFINITY_MAP, Affinity, AffinityKey, BACKENDS_MAP, Backend, BackendKey, Chunk, ChunkKey,
-        SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, Source, SourceKey,
+        SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey, SocketOrigin, Source,
+        SourceKey,
     },
 };
 
@@ -81,6 +82,8 @@ pub struct FamilyMaps<A: MapAddress> {
     pub backends: HashMap<MapData, BackendKey, Backend<A>>,
     /// Source ranges of services.
     pub sources: LpmTrie<MapData, SourceKey<A>, Source>,
+    /// Sockets that talk to backends.
+    pub sockets: HashMap<MapData, SocketKey<A>, SocketOrigin<A>>,
     /// Local pods.
     pub endpoints: HashMap<MapData, A, Endpoint>,
     /// Translated flows.
@@ -137,6 +140,7 @@ impl<A: MapAddress> FamilyMaps<A> {
             services: open(SERVICES_MAP, A::SUFFIX, find)?,
             backends: open(BACKENDS_MAP, A::SUFFIX, find)?,
             sources: open(SOURCES_MAP, A::SUFFIX, find)?,
+            sockets: open(SOCKETS_MAP, A::SUFFIX, find)?,
             endpoints: open(ENDPOINTS_MAP, A::SUFFIX, find)?,
             conntrack: open(CONNTRACK_MAP, A::SUFFIX, find)?,
             identities: open(IDENTITIES_MAP, A::SUFFIX, find)?,

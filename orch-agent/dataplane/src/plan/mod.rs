@@ -1,278 +1,582 @@
 //! From what services should be to the changes of the maps: pure, and in an order that no connection notices.
 //!
-//! The [`Planner`] mirrors the service maps. An update of one service touches that service's entries only. Operations
-//! come in the order backends, slots, services, then removals in reverse, so that a reader between any two of them
-//! finds for every service a slot for each number below its count, and a backend for each slot.
+//! A [`Planner`] mirrors one family's service maps. An update of one service touches that service's entries only.
+//! Operations come in the order backends, chunks of slots, services, and then in reverse what has become unused, so
+//! that a reader between any two of them finds for every service a backend for each number below its count. The last
+//! part may wait, so that it meets no reader that began before.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod maglev;
+mod pool;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use orch_ebpf::{
-    Address,
-    service::{Backend, Service, ServiceKey, Slot, SlotKey},
+    Address, PROTOCOL_UDP,
+    service::{Backend, Chunk, ChunkKey, SERVICE_HOST_PORT, Service, ServiceKey, SourceKey},
 };
+
+use self::pool::Slots;
 
 /// An address and port that a service answers on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frontend {
+pub struct Frontend<A> {
     /// Where clients knock.
-    pub key: ServiceKey,
+    pub key: ServiceKey<A>,
     /// Seconds of session affinity, zero for none.
     pub affinity_seconds: u32,
+    /// `SERVICE_SOURCES` and its siblings.
+    pub flags: u32,
     /// Index into [`Desired::pools`].
     pub pool: usize,
 }
 
+/// How a pool's backends stand in its slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread {
+    /// One slot each, for clients in the cluster.
+    Each,
+    /// As a Maglev table, for clients outside.
+    Table,
+}
+
+/// A set of backends that frontends choose from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool<A> {
+    /// The backends, each address and port once.
+    pub backends: Vec<Backend<A>>,
+    /// Whether they are on their way out and taken because no other is left.
+    pub fallback: bool,
+    /// How they stand in the slots.
+    pub spread: Spread,
+    /// Networks, as prefix length and first address, that the frontends with `SERVICE_SOURCES` are for.
+    pub sources: Vec<(u32, A)>,
+}
+
 /// What one service should be.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Desired {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired<A> {
     /// Every address and port.
-    pub frontends: Vec<Frontend>,
-    /// The sets of backends that the frontends choose from.
-    pub pools: Vec<BTreeSet<Backend>>,
+    pub frontends: Vec<Frontend<A>>,
+    /// The pools they name.
+    pub pools: Vec<Pool<A>>,
+}
+
+impl<A> Default for Desired<A> {
+    fn default() -> Self {
+        Self {
+            frontends: Vec::new(),
+            pools: Vec::new(),
+        }
+    }
 }
 
 /// One change of one map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MapOp {
+pub enum MapOp<A> {
     /// Write a backend that no slot names yet.
-    PutBackend(u32, Backend),
-    /// Write a slot.
-    PutSlot(SlotKey, Slot),
+    PutBackend(u32, Backend<A>),
+    /// Write a chunk.
+    PutChunk(ChunkKey, Chunk),
+    /// Write a source range, by its prefix length without the pool.
+    PutSource(u32, SourceKey<A>),
     /// Write a service.
-    PutService(ServiceKey, Service),
+    PutService(ServiceKey<A>, Service),
     /// Remove a service.
-    RemoveService(ServiceKey),
-    /// Remove a slot that no service counts any more.
-    RemoveSlot(SlotKey),
+    RemoveService(ServiceKey<A>),
+    /// Remove a source range that no service needs any more.
+    RemoveSource(u32, SourceKey<A>),
+    /// Remove a chunk that no service counts any more.
+    RemoveChunk(ChunkKey),
     /// Remove a backend that no slot names any more.
-    RemoveBackend(u32, Backend),
+    RemoveBackend(u32, Backend<A>),
+}
+
+/// Something remembered about flows or clients that is no longer true.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stale<A> {
+    /// Nobody answers for UDP on this address and port any more.
+    Frontend(ServiceKey<A>),
+    /// A backend has left a pool.
+    Member {
+        /// The pool.
+        pool: u32,
+        /// The backend's number.
+        backend: u32,
+        /// Whether clients of the pool keep their backends.
+        affinity: bool,
+        /// The UDP addresses and ports that lead to the pool.
+        udp: Vec<ServiceKey<A>>,
+    },
+}
+
+/// What an update asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Update<A> {
+    /// Changes to be made at once, in this order.
+    pub now: Vec<MapOp<A>>,
+    /// Changes to be made after those, best a moment later, in this order.
+    pub later: Vec<MapOp<A>>,
+    /// What to forget once the first part is done.
+    pub stale: Vec<Stale<A>>,
+    /// Frontends that other services own.
+    pub refused: Vec<ServiceKey<A>>,
+}
+
+/// A frontend in the maps.
+#[derive(Debug)]
+struct Entry {
+    service: Service,
+    owner: Option<Arc<str>>,
+}
+
+/// A pool in the maps.
+#[derive(Debug)]
+struct Held<A> {
+    owner: Option<Arc<str>>,
+    slots: Slots,
+    fallback: bool,
+    sources: Vec<(u32, A)>,
 }
 
 /// Mirror of the service maps, and who owns what in them.
-#[derive(Debug, Default)]
-pub struct Planner {
-    services: HashMap<ServiceKey, Service>,
-    owners: HashMap<ServiceKey, String>,
-    owned: HashMap<String, Vec<ServiceKey>>,
-    pools: HashMap<u32, BTreeMap<u32, u32>>,
-    pool_owners: HashMap<u32, String>,
-    backends: HashMap<u32, (Backend, usize)>,
-    numbers: HashMap<Backend, u32>,
-    offered: HashMap<Address, usize>,
+#[derive(Debug)]
+pub struct Planner<A> {
+    services: HashMap<ServiceKey<A>, Entry>,
+    owned: HashMap<Arc<str>, Box<[ServiceKey<A>]>>,
+    pools: HashMap<u32, Held<A>>,
+    backends: HashMap<u32, (Backend<A>, u32)>,
+    numbers: HashMap<Backend<A>, u32>,
+    offered: HashMap<A, u32>,
     last_pool: u32,
     last_backend: u32,
 }
 
+impl<A> Default for Planner<A> {
+    fn default() -> Self {
+        Self {
+            services: HashMap::new(),
+            owned: HashMap::new(),
+            pools: HashMap::new(),
+            backends: HashMap::new(),
+            numbers: HashMap::new(),
+            offered: HashMap::new(),
+            last_pool: 0,
+            last_backend: 0,
+        }
+    }
+}
+
 /// Operations by phase.
-#[derive(Default)]
-struct Phases {
-    put_backends: Vec<MapOp>,
-    put_slots: Vec<MapOp>,
-    services: Vec<MapOp>,
-    remove_slots: Vec<MapOp>,
+struct Phases<A> {
+    backends: Vec<MapOp<A>>,
+    chunks: Vec<MapOp<A>>,
+    services: Vec<MapOp<A>>,
+    sources: Vec<MapOp<A>>,
+    later: Vec<MapOp<A>>,
+    stale: Vec<Stale<A>>,
     touched: BTreeSet<u32>,
 }
 
-impl Planner {
+impl<A> Default for Phases<A> {
+    fn default() -> Self {
+        Self {
+            backends: Vec::new(),
+            chunks: Vec::new(),
+            services: Vec::new(),
+            sources: Vec::new(),
+            later: Vec::new(),
+            stale: Vec::new(),
+            touched: BTreeSet::new(),
+        }
+    }
+}
+
+/// What the maps hold when an agent starts.
+#[derive(Debug)]
+pub struct Found<A> {
+    /// Services.
+    pub services: Vec<(ServiceKey<A>, Service)>,
+    /// Chunks of slots, those of the other family among them.
+    pub chunks: Vec<(ChunkKey, Chunk)>,
+    /// Backends.
+    pub backends: Vec<(u32, Backend<A>)>,
+    /// Source ranges, with their prefix lengths without the pool.
+    pub sources: Vec<(u32, SourceKey<A>)>,
+}
+
+impl<A: Address> Planner<A> {
     /// Starts from what the maps hold, whoever wrote it.
-    pub fn adopt(
-        services: impl IntoIterator<Item = (ServiceKey, Service)>,
-        slots: impl IntoIterator<Item = (SlotKey, Slot)>,
-        backends: impl IntoIterator<Item = (u32, Backend)>,
-    ) -> Self {
-        let mut planner = Self {
-            services: services.into_iter().collect(),
-            ..Self::default()
-        };
-        for (number, backend) in backends {
+    #[must_use]
+    pub fn adopt(found: Found<A>) -> Self {
+        let mut planner = Self::default();
+        for (number, backend) in found.backends {
             planner.last_backend = planner.last_backend.max(number);
             planner.numbers.insert(backend, number);
             planner.backends.insert(number, (backend, 0));
         }
-        for (key, slot) in slots {
-            planner
-                .pools
-                .entry(key.pool)
-                .or_default()
-                .insert(key.slot, slot.backend);
-            planner.hold(slot.backend);
+        let mut pools: HashMap<u32, (BTreeMap<u32, Chunk>, Vec<(u32, A)>)> = HashMap::new();
+        for (key, service) in found.services {
+            pools.entry(service.pool).or_default();
+            planner.services.insert(key, Entry { service, owner: None });
         }
-        let named = planner.services.values().map(|service| service.pool);
-        planner.last_pool = named.chain(planner.pools.keys().copied()).max().unwrap_or(0);
+        for (key, chunk) in found.chunks {
+            // Where no service names the pool, its backends say whose family's it is.
+            let ours = |number: &u32| planner.backends.contains_key(number);
+            if pools.contains_key(&key.pool) || chunk.backends.iter().any(ours) {
+                pools.entry(key.pool).or_default().0.insert(key.chunk, chunk);
+            }
+        }
+        for (prefix, key) in found.sources {
+            pools.entry(key.pool).or_default().1.push((prefix, key.address));
+        }
+        for (number, (chunks, sources)) in pools {
+            let slots = Slots::Found(chunks);
+            planner.last_pool = planner.last_pool.max(number);
+            for member in slots.members() {
+                planner.hold(member);
+            }
+            planner.offer(&slots.members(), true);
+            planner.pools.insert(
+                number,
+                Held {
+                    owner: None,
+                    slots,
+                    fallback: false,
+                    sources,
+                },
+            );
+        }
         planner
     }
 
-    /// Whether a service offers this address to new connections.
+    /// The highest numbers given to a pool and to a backend.
     #[must_use]
-    pub fn offers(&self, address: Address) -> bool {
+    pub fn highest(&self) -> (u32, u32) {
+        (self.last_pool, self.last_backend)
+    }
+
+    /// Sees to it that numbers given from now on are above these, and that none is one of the other family's: the
+    /// families take odd and even ones.
+    pub fn number_above(&mut self, (pool, backend): (u32, u32)) {
+        self.last_pool = self.last_pool.max(pool);
+        self.last_backend = self.last_backend.max(backend);
+    }
+
+    /// Whether a service offers this address to new connections although it has others to offer, or its endpoint is
+    /// not on its way out.
+    #[must_use]
+    pub fn offers(&self, address: A) -> bool {
         self.offered.contains_key(&address)
     }
 
+    /// Whether this address and port is a backend of any service, if only as a fallback.
+    #[must_use]
+    pub fn has(&self, backend: &Backend<A>) -> bool {
+        self.numbers.contains_key(backend)
+    }
+
     /// Names of the services that own entries.
-    pub fn names(&self) -> impl Iterator<Item = &String> {
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.owned.keys()
     }
 
+    /// How many frontends, pools and backends there are.
+    #[must_use]
+    pub fn sizes(&self) -> (usize, usize, usize) {
+        (self.services.len(), self.pools.len(), self.backends.len())
+    }
+
+    /// Gives adopted host ports to the owners that `owner` names by the pod's address. What it does not name stays
+    /// without an owner, for [`Self::finish`] to remove.
+    pub fn claim_host_ports(&mut self, owner: impl Fn(A) -> Option<Arc<str>>) {
+        for (key, entry) in &mut self.services {
+            if entry.owner.is_some() || entry.service.flags & SERVICE_HOST_PORT == 0 {
+                continue;
+            }
+            let pool = self.pools.get_mut(&entry.service.pool);
+            let member = pool.as_ref().and_then(|pool| pool.slots.members().first().copied());
+            let backend = member.and_then(|member| self.backends.get(&member));
+            let Some(name) = backend.and_then(|(backend, _)| owner(backend.address)) else {
+                continue;
+            };
+            if let Some(pool) = pool {
+                pool.owner = Some(Arc::clone(&name));
+            }
+            entry.owner = Some(Arc::clone(&name));
+            let mut keys = self.owned.remove(&name).unwrap_or_default().into_vec();
+            keys.push(*key);
+            self.owned.insert(name, keys.into_boxed_slice());
+        }
+    }
+
     /// The changes that make the service `name` what it should be; an empty `desired` removes it. A frontend that
-    /// another service owns is left to it; its key is in the second part of the answer.
-    pub fn update(&mut self, name: &str, desired: &Desired) -> (Vec<MapOp>, Vec<ServiceKey>) {
+    /// another service owns is left to it.
+    pub fn update(&mut self, name: &str, desired: &Desired<A>) -> Update<A> {
         let mut phases = Phases::default();
-        let (frontends, refused): (Vec<_>, Vec<_>) = desired
-            .frontends
+        let (frontends, refused): (Vec<_>, Vec<_>) = desired.frontends.iter().partition(|frontend| {
+            let owner = self.services.get(&frontend.key).and_then(|entry| entry.owner.as_deref());
+            owner.is_none_or(|owner| owner == name)
+        });
+        let (name, old_keys) = self
+            .owned
+            .remove_entry(name)
+            .unwrap_or_else(|| (Arc::from(name), Box::default()));
+        let old: Vec<(ServiceKey<A>, Service)> = old_keys
             .iter()
-            .partition(|frontend| self.owners.get(&frontend.key).is_none_or(|owner| owner == name));
-        let old_keys = self.owned.remove(name).unwrap_or_default();
-        let old_pools: BTreeSet<u32> = old_keys
-            .iter()
-            .filter_map(|key| self.services.get(key))
-            .map(|service| service.pool)
+            .filter_map(|key| Some((*key, self.services.get(key)?.service)))
             .collect();
-        let numbers = self.number_pools(name, desired.pools.len(), &frontends);
-        for (number, backends) in numbers.iter().zip(&desired.pools) {
-            self.pool_owners.insert(*number, name.to_owned());
-            self.fill_pool(*number, backends, &mut phases);
+        let numbers = self.number_pools(&name, desired, &frontends);
+        let mut counts = Vec::with_capacity(numbers.len());
+        for (number, pool) in numbers.iter().zip(&desired.pools) {
+            counts.push(match number {
+                Some(number) => self.fill_pool(*number, pool, &name, &mut phases),
+                None => 0,
+            });
         }
         let mut keys = Vec::with_capacity(frontends.len());
         for frontend in frontends {
-            let (Some(pool), Some(backends)) = (numbers.get(frontend.pool), desired.pools.get(frontend.pool))
-            else {
+            let number = numbers.get(frontend.pool).copied().flatten();
+            let (Some(pool), Some(count)) = (number, counts.get(frontend.pool)) else {
                 continue;
             };
             let service = Service {
-                pool: *pool,
-                count: u32::try_from(backends.len()).unwrap_or(u32::MAX),
+                pool,
+                count: *count,
                 affinity_seconds: frontend.affinity_seconds,
+                flags: frontend.flags,
             };
-            if self.services.insert(frontend.key, service) != Some(service) {
+            let entry = Entry {
+                service,
+                owner: Some(Arc::clone(&name)),
+            };
+            let known = self.services.insert(frontend.key, entry);
+            if known.is_none_or(|known| known.service != service) {
                 phases.services.push(MapOp::PutService(frontend.key, service));
             }
-            self.owners.insert(frontend.key, name.to_owned());
             keys.push(frontend.key);
         }
-        for key in old_keys.iter().filter(|key| !keys.contains(key)) {
-            self.owners.remove(key);
-            if self.services.remove(key).is_some() {
-                phases.services.push(MapOp::RemoveService(*key));
+        let kept: BTreeSet<ServiceKey<A>> = keys.iter().copied().collect();
+        for (key, _) in old.iter().filter(|(key, _)| !kept.contains(key)) {
+            self.remove_service(*key, &mut phases);
+        }
+        let old_pools: BTreeSet<u32> = old.iter().map(|(_, service)| service.pool).collect();
+        for pool in old_pools {
+            let ours = self
+                .pools
+                .get(&pool)
+                .is_some_and(|held| held.owner.as_deref() == Some(&name));
+            if ours && !numbers.contains(&Some(pool)) {
+                self.empty_pool(pool, &mut phases);
             }
         }
-        for pool in old_pools.iter().filter(|pool| !numbers.contains(pool)) {
-            self.pool_owners.remove(pool);
-            self.empty_pool(*pool, &mut phases);
-        }
         if !keys.is_empty() {
-            self.owned.insert(name.to_owned(), keys);
+            self.owned.insert(name, keys.into_boxed_slice());
         }
-        (
-            self.collect(phases),
-            refused.into_iter().map(|frontend| frontend.key).collect(),
-        )
+        let refused = refused.into_iter().map(|frontend| frontend.key).collect();
+        self.collect(phases, &old, refused)
     }
 
     /// The removal of everything that was adopted and that no service owns; to be called when every service has had
     /// its first [`Self::update`].
-    pub fn finish(&mut self) -> Vec<MapOp> {
+    pub fn finish(&mut self) -> Update<A> {
         let mut phases = Phases::default();
-        let orphans: Vec<ServiceKey> = self
+        let orphans: Vec<(ServiceKey<A>, Service)> = self
             .services
-            .keys()
-            .filter(|key| !self.owners.contains_key(key))
-            .copied()
+            .iter()
+            .filter(|(_, entry)| entry.owner.is_none())
+            .map(|(key, entry)| (*key, entry.service))
             .collect();
-        for key in orphans {
-            self.services.remove(&key);
-            phases.services.push(MapOp::RemoveService(key));
+        for (key, _) in &orphans {
+            self.remove_service(*key, &mut phases);
         }
-        let used: BTreeSet<u32> = self.services.values().map(|service| service.pool).collect();
-        let unused: Vec<u32> = self
-            .pools
-            .keys()
-            .filter(|pool| !used.contains(pool))
-            .copied()
-            .collect();
+        let used: BTreeSet<u32> = self.services.values().map(|entry| entry.service.pool).collect();
+        let unused: Vec<u32> = self.pools.keys().filter(|pool| !used.contains(pool)).copied().collect();
         for pool in unused {
             self.empty_pool(pool, &mut phases);
         }
         phases.touched.extend(self.backends.keys());
-        self.collect(phases)
+        self.collect(phases, &orphans, Vec::new())
     }
 
-    /// Numbers for the service's pools: those its frontends already use where possible.
-    fn number_pools(&mut self, name: &str, count: usize, frontends: &[&Frontend]) -> Vec<u32> {
-        let mut numbers: Vec<u32> = Vec::with_capacity(count);
-        for index in 0..count {
-            let known = frontends
-                .iter()
-                .filter(|frontend| frontend.pool == index)
+    fn remove_service(&mut self, key: ServiceKey<A>, phases: &mut Phases<A>) {
+        if self.services.remove(&key).is_none() {
+            return;
+        }
+        phases.services.push(MapOp::RemoveService(key));
+        if key.protocol == PROTOCOL_UDP {
+            phases.stale.push(Stale::Frontend(key));
+        }
+    }
+
+    /// Numbers for the service's pools: those its frontends already use where possible, none for a pool that no
+    /// frontend uses.
+    fn number_pools(&mut self, name: &str, desired: &Desired<A>, frontends: &[&Frontend<A>]) -> Vec<Option<u32>> {
+        let mut numbers: Vec<Option<u32>> = Vec::with_capacity(desired.pools.len());
+        for index in 0..desired.pools.len() {
+            let mut users = frontends.iter().filter(|frontend| frontend.pool == index).peekable();
+            if users.peek().is_none() {
+                numbers.push(None);
+                continue;
+            }
+            let known = users
                 .filter_map(|frontend| self.services.get(&frontend.key))
-                .map(|service| service.pool)
-                .find(|pool| !numbers.contains(pool) && self.pool_is_free_for(name, *pool));
-            numbers.push(known.unwrap_or_else(|| {
-                self.last_pool = self.last_pool.wrapping_add(1);
+                .map(|entry| entry.service.pool)
+                .find(|pool| !numbers.contains(&Some(*pool)) && self.pool_is_free_for(name, *pool));
+            numbers.push(Some(known.unwrap_or_else(|| {
+                self.last_pool = next::<A>(self.last_pool, |number| self.pools.contains_key(&number));
                 self.last_pool
-            }));
+            })));
         }
         numbers
     }
 
     /// Whether no other service uses the pool; two may only after a crash of an agent that numbered differently.
     fn pool_is_free_for(&self, name: &str, pool: u32) -> bool {
-        pool != 0 && self.pool_owners.get(&pool).is_none_or(|owner| owner == name)
+        let owner = self.pools.get(&pool).and_then(|held| held.owner.as_deref());
+        pool != 0 && owner.is_none_or(|owner| owner == name)
     }
 
-    /// Gives the pool exactly these backends in its first slots, and leaves every backend that stays where it is.
-    fn fill_pool(&mut self, pool: u32, desired: &BTreeSet<Backend>, phases: &mut Phases) {
-        let mut waiting: BTreeSet<u32> = desired
+    /// Gives the pool exactly these backends, leaves every slot that may stay as it is, and says how many there are.
+    fn fill_pool(&mut self, pool: u32, desired: &Pool<A>, owner: &Arc<str>, phases: &mut Phases<A>) -> u32 {
+        let mut numbers: Vec<u32> = desired
+            .backends
             .iter()
-            .map(|backend| self.number_backend(*backend, &mut phases.put_backends))
+            .map(|backend| self.number_backend(*backend, &mut phases.backends))
             .collect();
-        let count = u32::try_from(desired.len()).unwrap_or(u32::MAX);
-        let mut slots = self.pools.remove(&pool).unwrap_or_default();
-        let mut open = Vec::new();
-        for slot in 0..count {
-            if !slots.get(&slot).is_some_and(|backend| waiting.remove(backend)) {
-                open.push(slot);
+        let held = self.pools.remove(&pool).unwrap_or_else(|| Held {
+            owner: None,
+            slots: Slots::Each(Vec::new()),
+            fallback: false,
+            sources: Vec::new(),
+        });
+        let unchanged = match (&held.slots, desired.spread) {
+            (Slots::Each(slots), Spread::Each) => {
+                slots.len() == numbers.len() && {
+                    let present: BTreeSet<u32> = slots.iter().copied().collect();
+                    numbers.iter().all(|number| present.contains(number))
+                }
             }
-        }
-        for (slot, backend) in open.into_iter().zip(waiting) {
-            self.hold(backend);
-            if let Some(old) = slots.insert(slot, backend) {
-                self.release(old, phases);
+            (Slots::Table { members, .. }, Spread::Table) => **members == *numbers,
+            _ => false,
+        };
+        let slots = if unchanged {
+            if held.fallback != desired.fallback {
+                let members = held.slots.members();
+                self.offer(&members, !desired.fallback);
             }
-            phases
-                .put_slots
-                .push(MapOp::PutSlot(SlotKey { pool, slot }, Slot { backend }));
+            held.slots
+        } else {
+            let old_chunks = self.chunks_of(&held.slots);
+            let old_members = held.slots.members();
+            let members: BTreeSet<u32> = numbers.iter().copied().collect();
+            let (slots, flat) = match desired.spread {
+                Spread::Each => {
+                    let flat = settle(&held.slots.flat(), &members);
+                    (Slots::Each(flat.clone()), flat)
+                }
+                Spread::Table => {
+                    let size = maglev::size(numbers.len(), table_size(&held.slots));
+                    numbers.shrink_to_fit();
+                    let slots = Slots::Table {
+                        size,
+                        members: numbers.into_boxed_slice(),
+                    };
+                    let flat = self.flat(&slots);
+                    (slots, flat)
+                }
+            };
+            let changes = pool::changes(pool, &old_chunks, &flat);
+            phases.chunks.extend(changes.put.into_iter().map(|(key, chunk)| MapOp::PutChunk(key, chunk)));
+            phases.later.extend(changes.clear.into_iter().map(|(key, chunk)| MapOp::PutChunk(key, chunk)));
+            phases.later.extend(changes.remove.into_iter().map(MapOp::RemoveChunk));
+            for number in members.difference(&old_members) {
+                self.hold(*number);
+            }
+            if !desired.fallback {
+                self.offer(&members, true);
+            }
+            if !held.fallback {
+                self.offer(&old_members, false);
+            }
+            for number in old_members.difference(&members) {
+                self.leave(pool, *number, phases);
+            }
+            slots
+        };
+        self.put_sources(pool, &held.sources, &desired.sources, phases);
+        let count = match &slots {
+            Slots::Each(slots) => u32::try_from(slots.len()).unwrap_or(u32::MAX),
+            Slots::Table { members, .. } if members.is_empty() => 0,
+            Slots::Table { size, .. } => *size,
+            Slots::Found(_) => 0,
+        };
+        self.pools.insert(
+            pool,
+            Held {
+                owner: Some(Arc::clone(owner)),
+                slots,
+                fallback: desired.fallback,
+                sources: desired.sources.clone(),
+            },
+        );
+        count
+    }
+
+    fn put_sources(&self, pool: u32, old: &[(u32, A)], new: &[(u32, A)], phases: &mut Phases<A>) {
+        let key = |address: A| SourceKey { pool, address };
+        for (prefix, address) in new.iter().filter(|range| !old.contains(range)) {
+            phases.backends.push(MapOp::PutSource(*prefix, key(*address)));
         }
-        for (slot, backend) in slots.split_off(&count) {
-            self.release(backend, phases);
-            phases
-                .remove_slots
-                .push(MapOp::RemoveSlot(SlotKey { pool, slot }));
-        }
-        if !slots.is_empty() {
-            self.pools.insert(pool, slots);
+        for (prefix, address) in old.iter().filter(|range| !new.contains(range)) {
+            phases.sources.push(MapOp::RemoveSource(*prefix, key(*address)));
         }
     }
 
-    fn empty_pool(&mut self, pool: u32, phases: &mut Phases) {
-        for (slot, backend) in self.pools.remove(&pool).unwrap_or_default() {
-            self.release(backend, phases);
-            phases
-                .remove_slots
-                .push(MapOp::RemoveSlot(SlotKey { pool, slot }));
+    fn empty_pool(&mut self, pool: u32, phases: &mut Phases<A>) {
+        let Some(held) = self.pools.remove(&pool) else {
+            return;
+        };
+        let keys = self.chunks_of(&held.slots).into_keys();
+        phases.later.extend(keys.map(|chunk| MapOp::RemoveChunk(ChunkKey { pool, chunk })));
+        self.put_sources(pool, &held.sources, &[], phases);
+        let members = held.slots.members();
+        if !held.fallback {
+            self.offer(&members, false);
+        }
+        for number in members {
+            self.leave(pool, number, phases);
         }
     }
 
-    fn number_backend(&mut self, backend: Backend, put: &mut Vec<MapOp>) -> u32 {
+    fn flat(&self, slots: &Slots) -> Vec<u32> {
+        match slots {
+            Slots::Table { size, members } => {
+                let backends: Vec<_> = members
+                    .iter()
+                    .filter_map(|number| Some((self.backends.get(number)?.0, *number)))
+                    .collect();
+                maglev::table(*size, &backends)
+            }
+            other => other.flat(),
+        }
+    }
+
+    fn chunks_of(&self, slots: &Slots) -> BTreeMap<u32, Chunk> {
+        match slots {
+            Slots::Found(chunks) => chunks.clone(),
+            other => pool::chunks(&self.flat(other)),
+        }
+    }
+
+    fn number_backend(&mut self, backend: Backend<A>, put: &mut Vec<MapOp<A>>) -> u32 {
         if let Some(number) = self.numbers.get(&backend) {
             return *number;
         }
-        loop {
-            self.last_backend = self.last_backend.wrapping_add(1);
-            if self.last_backend != 0 && !self.backends.contains_key(&self.last_backend) {
-                break;
-            }
-        }
-        let number = self.last_backend;
+        let number = next::<A>(self.last_backend, |number| self.backends.contains_key(&number));
+        self.last_backend = number;
         self.numbers.insert(backend, number);
         self.backends.insert(number, (backend, 0));
         put.push(MapOp::PutBackend(number, backend));
@@ -280,47 +584,133 @@ impl Planner {
     }
 
     fn hold(&mut self, number: u32) {
-        if let Some((backend, holders)) = self.backends.get_mut(&number) {
+        if let Some((_, holders)) = self.backends.get_mut(&number) {
             *holders += 1;
-            if *holders == 1 {
-                *self.offered.entry(backend.address).or_default() += 1;
+        }
+    }
+
+    /// Counts, or counts no longer, that a pool offers the backends.
+    fn offer(&mut self, members: &BTreeSet<u32>, offered: bool) {
+        for number in members {
+            let Some((backend, _)) = self.backends.get(number) else {
+                continue;
+            };
+            let count = self.offered.entry(backend.address).or_default();
+            *count = if offered { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                self.offered.remove(&backend.address);
             }
         }
     }
 
-    fn release(&mut self, number: u32, phases: &mut Phases) {
+    fn leave(&mut self, pool: u32, number: u32, phases: &mut Phases<A>) {
         phases.touched.insert(number);
-        if let Some((backend, holders)) = self.backends.get_mut(&number) {
-            *holders -= 1;
-            if *holders == 0
-                && let Some(count) = self.offered.get_mut(&backend.address)
-            {
-                *count -= 1;
-                if *count == 0 {
-                    self.offered.remove(&backend.address);
-                }
-            }
+        phases.stale.push(Stale::Member {
+            pool,
+            backend: number,
+            affinity: false,
+            udp: Vec::new(),
+        });
+        if let Some((_, holders)) = self.backends.get_mut(&number) {
+            *holders = holders.saturating_sub(1);
         }
     }
 
-    fn collect(&mut self, phases: Phases) -> Vec<MapOp> {
-        let mut ops = phases.put_backends;
-        ops.extend(phases.put_slots);
-        ops.extend(phases.services);
-        ops.extend(phases.remove_slots);
+    fn collect(
+        &mut self,
+        mut phases: Phases<A>,
+        old: &[(ServiceKey<A>, Service)],
+        refused: Vec<ServiceKey<A>>,
+    ) -> Update<A> {
+        name_stale(&mut phases.stale, old);
+        let mut now = phases.backends;
+        now.extend(phases.chunks);
+        now.extend(phases.services);
+        now.extend(phases.sources);
+        let mut later = phases.later;
         for number in phases.touched {
             if let Some((backend, 0)) = self.backends.get(&number).copied() {
                 self.backends.remove(&number);
                 if self.numbers.get(&backend) == Some(&number) {
                     self.numbers.remove(&backend);
                 }
-                ops.push(MapOp::RemoveBackend(number, backend));
+                later.push(MapOp::RemoveBackend(number, backend));
             }
         }
-        ops
+        Update {
+            now,
+            later,
+            stale: phases.stale,
+            refused,
+        }
     }
 }
 
+/// Says of the backends that have left whose clients they had, by the services as they were before.
+fn name_stale<A: Address>(stale: &mut Vec<Stale<A>>, old: &[(ServiceKey<A>, Service)]) {
+    for stale in stale.iter_mut() {
+        let Stale::Member {
+            pool, affinity, udp, ..
+        } = stale
+        else {
+            continue;
+        };
+        for (key, service) in old.iter().filter(|(_, service)| service.pool == *pool) {
+            *affinity |= service.affinity_seconds != 0;
+            if key.protocol == PROTOCOL_UDP {
+                udp.push(*key);
+            }
+        }
+    }
+    stale.retain(|stale| match stale {
+        Stale::Frontend(_) => true,
+        Stale::Member { affinity, udp, .. } => *affinity || !udp.is_empty(),
+    });
+}
+
+/// The next number of the family after `last` that is not in use: odd ones for IPv4, even ones for IPv6, never zero.
+fn next<A: Address>(last: u32, used: impl Fn(u32) -> bool) -> u32 {
+    let parity = u32::from(A::BITS == 32);
+    let mut number = last;
+    loop {
+        number = number.wrapping_add(1);
+        if number % 2 == parity && number != 0 && !used(number) {
+            return number;
+        }
+    }
+}
+
+/// The size of the pool's table so far. Zeros fill no table's slots, so that of an adopted one is where they begin.
+fn table_size(slots: &Slots) -> Option<u32> {
+    match slots {
+        Slots::Table { size, .. } => Some(*size),
+        Slots::Each(_) => None,
+        Slots::Found(_) => {
+            let last = slots.flat().iter().rposition(|number| *number != 0)?;
+            u32::try_from(last + 1).ok()
+        }
+    }
+}
+
+/// Slots for exactly the `members`: who is there already within the new count stays, and the others take what is
+/// open.
+fn settle(old: &[u32], members: &BTreeSet<u32>) -> Vec<u32> {
+    let mut waiting = members.clone();
+    let mut slots: Vec<u32> = old.iter().copied().take(members.len()).collect();
+    slots.resize(members.len(), 0);
+    let mut open = Vec::new();
+    for (index, slot) in slots.iter().enumerate() {
+        if !waiting.remove(slot) {
+            open.push(index);
+        }
+    }
+    for (index, number) in open.into_iter().zip(waiting) {
+        if let Some(slot) = slots.get_mut(index) {
+            *slot = number;
+        }
+    }
+    slots
+}
+
 #[cfg(test)]
-#[path = "plan_tests.rs"]
 mod tests;
