@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Cluster, pod};
+use common::{Cluster, own_address, pod, running_pod};
 use orch_server::pki::Issued;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use serde_json::json;
@@ -281,4 +281,104 @@ async fn logs_and_upgrades_pass_through_to_the_kubelet() {
         exec.contains("upgrade: spdy/3.1") && exec.contains("x-stream-protocol-version: v4.channel.k8s.io"),
         "{exec}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upgrades_pass_through_to_pods() {
+    let cluster = Cluster::start().await;
+    let listener = TcpListener::bind((own_address(), 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    running_pod(&cluster, "p", &address.ip().to_string(), address.port()).await;
+    let pod = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        let mut buffer = [0; 4];
+        stream.read_exact(&mut buffer).await.unwrap();
+        buffer.reverse();
+        stream.write_all(&buffer).await.unwrap();
+        String::from_utf8(head).unwrap()
+    });
+    let mut stream = connect(&cluster).await;
+    // Without a path, which would be a redirect were it no upgrade.
+    let request = "GET /api/v1/namespaces/default/pods/p/proxy?a=b HTTP/1.1\r\nHost: localhost\r\n\
+         Connection: Upgrade\r\nUpgrade: chat\r\nAuthorization: Basic eDp5\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let head = read_head(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    stream.write_all(b"ping").await.unwrap();
+    let mut echoed = [0; 4];
+    stream.read_exact(&mut echoed).await.unwrap();
+    assert_eq!(&echoed, b"gnip");
+    let seen = pod.await.unwrap().to_ascii_lowercase();
+    assert!(seen.starts_with("get /?a=b http/1.1\r\n"), "{seen}");
+    assert!(
+        seen.contains("upgrade: chat") && !seen.contains("authorization"),
+        "{seen}"
+    );
+}
+
+const POLICY: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress, Egress]
+  egress:
+  - to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]
+    ports: [{port: 53, protocol: UDP}, {port: 8000, endPort: 9000, protocol: TCP}]
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_knows_networking() {
+    let cluster = Cluster::start().await;
+    for (args, input, expect) in [
+        // kubectl sends these in protobuf.
+        (
+            "create ingress i --class=c --rule=foo.com/bar=svc1:8080,tls=my-cert --default-backend=d:http",
+            "",
+            "ingress.networking.k8s.io/i created",
+        ),
+        ("get ing i -o jsonpath={.spec}", "", r#""pathType":"Exact""#),
+        (
+            "get ing i -o jsonpath={.spec}",
+            "",
+            r#""defaultBackend":{"service":{"name":"d","port":{"name":"http"}}}"#,
+        ),
+        ("get ing", "", "foo.com"),
+        (
+            "apply -f -",
+            POLICY,
+            "networkpolicy.networking.k8s.io/deny created",
+        ),
+        (
+            "apply -f -",
+            POLICY,
+            "networkpolicy.networking.k8s.io/deny unchanged",
+        ),
+        ("get netpol", "", "app=web"),
+        ("describe netpol deny", "", "Except: 10.1.0.0/16"),
+        ("get servicecidrs", "", "10.96.0.0/16"),
+        ("get ip", "", "No resources found"),
+        (
+            "explain networkpolicy.spec.egress.ports.endPort",
+            "",
+            "FIELD: endPort <integer>",
+        ),
+        ("api-resources --api-group=networking.k8s.io", "", "ServiceCIDR"),
+        ("get rc,all", "", "service/kubernetes"),
+    ] {
+        let args: Vec<&str> = args.split(' ').collect();
+        let (ok, output) = cluster.kubectl(&args, input).await;
+        assert!(
+            ok && output.contains(expect),
+            "kubectl {}: {output}",
+            args.join(" ")
+        );
+    }
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use axum::{
     Router,
@@ -11,17 +11,10 @@ use axum::{
     extract::Request,
     response::{IntoResponse as _, Response},
 };
-use common::{Cluster, admin};
+use common::{Cluster, admin, own_address, running_pod};
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "/api/v1/namespaces/default";
-
-/// An address of this machine that is no loopback address: those are refused. Nothing is sent to find it.
-fn own_address() -> IpAddr {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.connect("192.0.2.1:9").unwrap();
-    socket.local_addr().unwrap().ip()
-}
 
 /// Says what was asked of it.
 async fn echo(request: Request) -> Response {
@@ -59,27 +52,6 @@ async fn server() -> SocketAddr {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback(echo)).await.unwrap() });
     address
-}
-
-/// A pod that runs at `ip` and names `port`.
-async fn running_pod(cluster: &Cluster, name: &str, ip: &str, port: u16) {
-    let pod = json!({ "metadata": { "name": name }, "spec": { "nodeName": "n", "containers": [
-        { "name": "c", "image": "i", "ports": [{ "containerPort": port }] }] } });
-    cluster
-        .ok("POST", &format!("{NAMESPACE}/pods"), &pod.to_string())
-        .await;
-    let status = json!({ "status": { "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }] } });
-    let path = format!("{NAMESPACE}/pods/{name}/status");
-    let patched = cluster
-        .request_as(
-            admin(),
-            "PATCH",
-            &path,
-            "application/merge-patch+json",
-            &status.to_string(),
-        )
-        .await;
-    assert_eq!(patched.code, 200, "{}", patched.text);
 }
 
 /// A slice of service `name` with one endpoint of pod `pod`.

@@ -230,3 +230,36 @@ pub fn pod(name: &str, node: Option<&str>) -> String {
         r#"{{"metadata":{{"name":"{name}","labels":{{"app":"{name}"}}}},"spec":{{{node}"containers":[{{"name":"c","image":"i"}}]}}}}"#
     )
 }
+
+/// An address of this machine that is no loopback address: those are refused. Nothing is sent to find it.
+pub fn own_address() -> std::net::IpAddr {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect("192.0.2.1:9").unwrap();
+    socket.local_addr().unwrap().ip()
+}
+
+/// A pod that runs at `ip` and names `port`.
+pub async fn running_pod(cluster: &Cluster, name: &str, ip: &str, port: u16) {
+    let pod = serde_json::json!({ "metadata": { "name": name }, "spec": { "nodeName": "n", "containers": [
+        { "name": "c", "image": "i", "ports": [{ "containerPort": port }] }] } });
+    cluster
+        .ok(
+            "POST",
+            &format!("/api/v1/namespaces/default/pods"),
+            &pod.to_string(),
+        )
+        .await;
+    let status =
+        serde_json::json!({ "status": { "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }] } });
+    let path = format!("/api/v1/namespaces/default/pods/{name}/status");
+    let patched = cluster
+        .request_as(
+            admin(),
+            "PATCH",
+            &path,
+            "application/merge-patch+json",
+            &status.to_string(),
+        )
+        .await;
+    assert_eq!(patched.code, 200, "{}", patched.text);
+}
