@@ -243,11 +243,7 @@ pub async fn running_pod(cluster: &Cluster, name: &str, ip: &str, port: u16) {
     let pod = serde_json::json!({ "metadata": { "name": name }, "spec": { "nodeName": "n", "containers": [
         { "name": "c", "image": "i", "ports": [{ "containerPort": port }] }] } });
     cluster
-        .ok(
-            "POST",
-            &format!("/api/v1/namespaces/default/pods"),
-            &pod.to_string(),
-        )
+        .ok("POST", "/api/v1/namespaces/default/pods", &pod.to_string())
         .await;
     let status =
         serde_json::json!({ "status": { "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }] } });
