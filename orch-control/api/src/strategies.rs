@@ -235,7 +235,7 @@ impl Strategy for Service {
     }
 
     fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
-        both(service::service(new), service::update(new, old))
+        service::service_update(new, old)
     }
 
     fn fields(&self, obj: &Value) -> Vec<(&'static str, String)> {

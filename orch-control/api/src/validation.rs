@@ -18,8 +18,6 @@ pub(crate) mod workload;
 
 pub use pod_update::ephemeral_containers;
 
-use std::net::IpAddr;
-
 use serde_json::Value;
 
 use crate::field::{FieldError, Path};
@@ -38,45 +36,6 @@ pub(crate) fn immutable(path: &Path, new: &Value, old: &Value, errors: &mut Vec<
 pub(crate) fn immutable_forbidden(path: &Path, new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     if new != old {
         errors.push(FieldError::forbidden(path, IMMUTABLE));
-    }
-}
-
-/// What is wrong with a text that should be an address.
-pub(crate) fn ip_fault(text: &str) -> Option<&'static str> {
-    match text.parse::<IpAddr>() {
-        Err(_) => Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
-        Ok(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_some() => {
-            Some("must not be an IPv4-mapped IPv6 address")
-        }
-        Ok(_) => None,
-    }
-}
-
-/// What a text that should be a network must be.
-pub(crate) const NOT_A_CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-
-/// An address that traffic of others may be sent to: not one that every machine has for itself.
-pub(crate) fn non_special_ip(address: &str, path: &Path, errors: &mut Vec<FieldError>) {
-    let fault = ip_fault(address).or_else(|| {
-        let ip: IpAddr = address.parse().ok()?;
-        let (link_local, link_multicast) = match ip {
-            IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
-            IpAddr::V6(ip) => (ip.is_unicast_link_local(), ip.segments()[0] & 0xff0f == 0xff02),
-        };
-        if ip.is_unspecified() {
-            Some("may not be unspecified (0.0.0.0 or ::)")
-        } else if ip.is_loopback() {
-            Some("may not be in the loopback range (127.0.0.0/8, ::1/128)")
-        } else if link_local {
-            Some("may not be in the link-local range (169.254.0.0/16, fe80::/10)")
-        } else if link_multicast {
-            Some("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)")
-        } else {
-            None
-        }
-    });
-    if let Some(fault) = fault {
-        errors.push(FieldError::invalid(path, address, fault));
     }
 }
 

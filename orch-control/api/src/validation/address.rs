@@ -53,18 +53,51 @@ pub(crate) fn canonical_range_faults(text: &str) -> Vec<String> {
     out
 }
 
+/// The fault of an address in a field that has always been there: it may be written in more than one way.
+pub(crate) fn address_fault(text: &str) -> Option<&'static str> {
+    match text.parse::<IpAddr>() {
+        Err(_) => Some(NOT_AN_ADDRESS),
+        Ok(ip) if is_mapped(ip) => Some(MAPPED),
+        Ok(_) => None,
+    }
+}
+
+/// The fault of an address that traffic of others may be sent to: not one that every machine has for itself.
+pub(crate) fn shared_address_fault(text: &str) -> Option<&'static str> {
+    let fault = address_fault(text);
+    let Some(ip) = text.parse::<IpAddr>().ok().filter(|_| fault.is_none()) else {
+        return fault;
+    };
+    let (link_local, link_multicast) = match ip {
+        IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(ip) => (ip.is_unicast_link_local(), ip.segments()[0] & 0xff0f == 0xff02),
+    };
+    let faults = [
+        (ip.is_unspecified(), "may not be unspecified (0.0.0.0 or ::)"),
+        (
+            ip.is_loopback(),
+            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
+        ),
+        (
+            link_local,
+            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
+        ),
+        (
+            link_multicast,
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
+        ),
+    ];
+    faults.into_iter().find(|(is, _)| *is).map(|(_, fault)| fault)
+}
+
 /// The faults of an address that must be written in the one canonical way, as in an IPAddress's name.
 pub(crate) fn canonical_address_faults(text: &str) -> Vec<String> {
-    let Ok(ip) = text.parse::<IpAddr>() else {
-        return vec![NOT_AN_ADDRESS.to_owned()];
-    };
-    if is_mapped(ip) {
-        return vec![MAPPED.to_owned()];
+    if let Some(fault) = address_fault(text) {
+        return vec![fault.to_owned()];
     }
-    if ip.to_string() == text {
-        Vec::new()
-    } else {
-        vec![format!("must be in canonical form ({:?})", ip.to_string())]
+    match text.parse::<IpAddr>().map(|ip| ip.to_string()) {
+        Ok(canonical) if canonical != text => vec![format!("must be in canonical form ({canonical:?})")],
+        _ => Vec::new(),
     }
 }
 

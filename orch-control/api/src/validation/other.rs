@@ -4,9 +4,8 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::{
-    NOT_A_CIDR, faults, immutable, metadata, names, non_negative, non_special_ip, one_of, port_number,
-};
+use super::address::{range, range_faults, shared_address_fault};
+use super::{faults, immutable, metadata, names, non_negative, one_of, port_number};
 use crate::field::{FieldError, Path};
 use crate::value::{entries, list, text};
 
@@ -154,10 +153,8 @@ fn pod_cidrs(obj: &Value, errors: &mut Vec<FieldError>) {
     let mut families = Vec::new();
     for (i, cidr) in all.iter().enumerate() {
         let cidr = cidr.as_str().unwrap_or_default();
-        match cidr.parse::<ipnet::IpNet>() {
-            Ok(cidr) => families.push(cidr.addr().is_ipv4()),
-            Err(_) => errors.push(FieldError::invalid(&path.index(i), cidr, NOT_A_CIDR)),
-        }
+        families.extend(range(cidr).map(|net| net.addr().is_ipv4()));
+        faults(&path.index(i), cidr, range_faults(cidr), errors);
     }
     let alike = families.len() > 1 && (families.len() > 2 || families[0] == families[1]);
     if alike {
@@ -284,9 +281,9 @@ pub(crate) fn endpoints(obj: &Value) -> Vec<FieldError> {
 /// Checks an address; `v4` says which family it must be of, if one.
 pub(super) fn address_ip(address: &str, path: &Path, v4: Option<bool>, errors: &mut Vec<FieldError>) {
     let why = match (address.parse::<IpAddr>(), v4) {
-        (Ok(IpAddr::V6(_)), Some(true)) => "must be an IPv4 address",
-        (Ok(IpAddr::V4(_)), Some(false)) => "must be an IPv6 address",
-        _ => return non_special_ip(address, path, errors),
+        (Ok(IpAddr::V6(_)), Some(true)) => Some("must be an IPv4 address"),
+        (Ok(IpAddr::V4(_)), Some(false)) => Some("must be an IPv6 address"),
+        _ => shared_address_fault(address),
     };
-    errors.push(FieldError::invalid(path, address, why));
+    errors.extend(why.map(|why| FieldError::invalid(path, address, why)));
 }

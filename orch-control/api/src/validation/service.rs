@@ -8,9 +8,8 @@ pub(crate) use addresses::cluster_ips;
 
 use serde_json::Value;
 
-use super::{
-    faults, immutable_forbidden, metadata, names, non_special_ip, one_of, port_number, port_or_name,
-};
+use super::address::shared_address_fault;
+use super::{faults, immutable_forbidden, metadata, names, one_of, port_number, port_or_name};
 use crate::field::{FieldError, Path};
 use crate::service::{is_headless, needs_health_check, service_type};
 use crate::value::{is_empty, list, text};
@@ -35,7 +34,8 @@ pub(crate) fn service(obj: &Value) -> Vec<FieldError> {
     errors.extend(cluster_ips(obj));
     for (i, ip) in list(spec, &["externalIPs"]).iter().enumerate() {
         let path = path.child("externalIPs").index(i);
-        non_special_ip(ip.as_str().unwrap_or_default(), &path, &mut errors);
+        let ip = ip.as_str().unwrap_or_default();
+        errors.extend(shared_address_fault(ip).map(|why| FieldError::invalid(&path, ip, why)));
     }
     one_of(&path.child("type"), &spec["type"], &TYPES, true, &mut errors);
     addresses::source_ranges(obj, &path, &mut errors);
@@ -45,8 +45,22 @@ pub(crate) fn service(obj: &Value) -> Vec<FieldError> {
     errors
 }
 
+/// The faults of an update. Addresses and networks that were there before the rules for them became as strict as they
+/// are may stay.
+pub(crate) fn service_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = service(new);
+    for field in ["externalIPs", "loadBalancerSourceRanges"] {
+        if new["spec"][field] == old["spec"][field] {
+            let element = format!("spec.{field}[");
+            errors.retain(|error| !error.field.starts_with(&element));
+        }
+    }
+    errors.extend(update(new, old));
+    errors
+}
+
 /// What an update may not change.
-pub(crate) fn update(new: &Value, old: &Value) -> Vec<FieldError> {
+fn update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = metadata::update(new, old);
     errors.extend(addresses::update(new, old));
     let path = Path::new("spec");
@@ -183,3 +197,6 @@ fn ports(obj: &Value, path: &Path, errors: &mut Vec<FieldError>) {
         seen_nodes.push((protocol, node));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::ONLY_LOAD_BALANCER;
+use super::{ONLY_LOAD_BALANCER, faults};
 use crate::field::{FieldError, Path};
 use crate::service::{Family, families, is_headless, needs_cluster_ip, service_type};
-use crate::validation::{NOT_A_CIDR, ip_fault};
+use crate::validation::address::{address_fault, range, range_faults};
 use crate::value::{list, text};
 
 const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
@@ -72,7 +72,7 @@ pub(crate) fn cluster_ips(obj: &Value) -> Vec<FieldError> {
             }
             continue;
         }
-        match ip_fault(ip) {
+        match address_fault(ip) {
             Some(fault) => {
                 unreadable = true;
                 errors.push(FieldError::invalid(&ips_path.index(i), ip, fault));
@@ -150,17 +150,14 @@ fn list_update(new: &Value, old: &Value, field: &str, singular: &str, errors: &m
 pub(super) fn source_ranges(obj: &Value, path: &Path, errors: &mut Vec<FieldError>) {
     let is_balancer = service_type(obj) == "LoadBalancer";
     let ranges = list(obj, &["spec", "loadBalancerSourceRanges"]);
-    let is_cidr = |text: &str| text.trim().parse::<ipnet::IpNet>().is_ok();
     if !ranges.is_empty() {
         let path = path.child("loadBalancerSourceRanges");
         if !is_balancer {
             errors.push(FieldError::forbidden(&path, ONLY_LOAD_BALANCER));
         }
         for (i, range) in ranges.iter().enumerate() {
-            let range = range.as_str().unwrap_or_default();
-            if !is_cidr(range) {
-                errors.push(FieldError::invalid(&path.index(i), range, NOT_A_CIDR));
-            }
+            let range = range.as_str().unwrap_or_default().trim();
+            faults(&path.index(i), range, range_faults(range), errors);
         }
     } else if let Some(annotation) = obj["metadata"]["annotations"][SOURCE_RANGES].as_str() {
         let path = Path::new("metadata").child("annotations").key(SOURCE_RANGES);
@@ -168,7 +165,7 @@ pub(super) fn source_ranges(obj: &Value, path: &Path, errors: &mut Vec<FieldErro
             errors.push(FieldError::forbidden(&path, ONLY_LOAD_BALANCER));
         }
         let annotation = annotation.trim();
-        if !annotation.is_empty() && !annotation.split(',').all(is_cidr) {
+        if !annotation.is_empty() && !annotation.split(',').all(|one| range(one.trim()).is_some()) {
             let why = "must be a list of IP ranges. For example, 10.240.0.0/24,10.250.0.0/24";
             errors.push(FieldError::invalid(&path, annotation, why));
         }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{faults, names};
 use crate::field::{FieldError, Path};
 use crate::service::service_type;
-use crate::validation::ip_fault;
+use crate::validation::address::address_fault;
 use crate::value::{list, text};
 
 const MODES: [&str; 2] = ["Proxy", "VIP"];
@@ -30,7 +30,7 @@ pub(super) fn load_balancer(obj: &Value, errors: &mut Vec<FieldError>) {
             one["ipMode"].as_str(),
             text(one, &["hostname"]),
         );
-        if let Some(fault) = ip_fault(ip).filter(|_| !ip.is_empty()) {
+        if let Some(fault) = address_fault(ip).filter(|_| !ip.is_empty()) {
             errors.push(FieldError::invalid(&path.child("ip"), ip, fault));
         }
         let mode_path = path.child("ipMode");
