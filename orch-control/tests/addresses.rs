@@ -1,10 +1,11 @@
 //! The whole control plane: who gets which addresses, and that a restart changes nothing.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod common;
+
 use std::{
     path::Path,
     process::{Child, Command},
-    time::Duration,
 };
 
 use k8s_openapi::api::{
@@ -18,7 +19,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use common::eventually;
 
 /// `orch-control serve`, as people run it.
 struct Plane {
@@ -124,14 +125,6 @@ impl Plane {
             })
         })
         .await;
-    }
-}
-
-async fn eventually(what: &str, check: impl AsyncFn() -> bool) {
-    let end = tokio::time::Instant::now() + PATIENCE;
-    while !check().await {
-        assert!(tokio::time::Instant::now() < end, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -2,6 +2,8 @@
 //! conformance tests ask for before they start.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod common;
+
 use std::time::Duration;
 
 use k8s_openapi::api::{
@@ -20,7 +22,7 @@ use orch_store::embedded::Embedded;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use common::eventually;
 
 /// A control plane without a scheduler; ends when dropped.
 struct Plane {
@@ -89,19 +91,6 @@ impl Plane {
         })
         .await;
     }
-}
-
-/// Waits until `done` holds.
-async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let wait = async {
-        while !done().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    assert!(
-        tokio::time::timeout(PATIENCE, wait).await.is_ok(),
-        "not within {PATIENCE:?}: {what}"
-    );
 }
 
 async fn create<K>(api: &Api<K>, object: Value) -> K

@@ -160,3 +160,71 @@ fn what_is_written_says_what_caused_it() {
     let steps = plan(&service(), not_ready, &there, None);
     assert!(steps.update[0].annotations().is_empty());
 }
+
+#[test]
+fn a_headless_service_without_ports_names_its_pods() {
+    let service: Service = serde_json::from_value(json!({
+        "metadata": { "name": "db", "namespace": "ns", "labels": { "tier": "data" } },
+        "spec": { "clusterIP": "None", "selector": { "app": "db" }, "publishNotReadyAddresses": true },
+    }))
+    .unwrap();
+    let named = |subdomain: &str| {
+        let mut pod = Pod::clone(&pod(1, false, 80));
+        let spec = pod.spec.as_mut().unwrap();
+        (spec.hostname, spec.subdomain) = (Some("db-0".into()), Some(subdomain.into()));
+        Arc::new(pod)
+    };
+    let slice_of = |pod| {
+        let wanted = endpoints(&service, &[pod], |_| Place::In(Some("z".into())));
+        made(plan(&service, wanted, &[], None)).remove(0)
+    };
+    let slice = slice_of(named("db"));
+    assert_eq!(slice.ports, Some(Vec::new()));
+    assert_eq!(slice.labels()[HEADLESS], "");
+    assert_eq!(slice.labels()["tier"], "data");
+    let endpoint = &slice.endpoints.as_ref().unwrap()[0];
+    let conditions = endpoint.conditions.clone().unwrap();
+    assert_eq!(
+        (conditions.ready, conditions.serving, conditions.terminating),
+        (Some(true), Some(false), Some(false))
+    );
+    assert_eq!(
+        (
+            endpoint.hostname.as_deref(),
+            endpoint.node_name.as_deref(),
+            endpoint.zone.as_deref()
+        ),
+        (Some("db-0"), Some("n"), Some("z"))
+    );
+    // Another service's name is none of this one's.
+    let other = slice_of(named("other"));
+    assert_eq!(other.endpoints.as_ref().unwrap()[0].hostname, None);
+}
+
+#[test]
+fn a_port_is_of_its_protocol() {
+    let mut service = service();
+    let ports = json!([
+        { "name": "s", "port": 9, "protocol": "SCTP", "targetPort": "sig", "appProtocol": "x.io/a" },
+        { "name": "t", "port": 9, "protocol": "TCP", "targetPort": "sig" },
+    ]);
+    service.spec.as_mut().unwrap().ports = serde_json::from_value(ports).unwrap();
+    let mut pod = Pod::clone(&pod(1, true, 80));
+    let ports = json!([{ "name": "sig", "containerPort": 9000, "protocol": "SCTP" }]);
+    pod.spec.as_mut().unwrap().containers[0].ports = serde_json::from_value(ports).unwrap();
+    let wanted = endpoints(&service, &[Arc::new(pod)], |_| Place::In(None));
+    let slice = made(plan(&service, wanted, &[], None)).remove(0);
+    // The pod has no TCP port of that name: the service's second port leads nowhere on it.
+    let [port] = &slice.ports.as_ref().unwrap()[..] else {
+        panic!("{:?}", slice.ports);
+    };
+    assert_eq!(
+        (
+            port.name.as_deref(),
+            port.protocol.as_deref(),
+            port.port,
+            port.app_protocol.as_deref()
+        ),
+        (Some("s"), Some("SCTP"), Some(9000), Some("x.io/a"))
+    );
+}
