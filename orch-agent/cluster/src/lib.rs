@@ -21,6 +21,11 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+mod changes;
+
+use crate::changes::Feed;
+pub use crate::changes::{Change, Changes};
+
 /// The caches, and word of their changes.
 ///
 /// *Promises*: a change is visible in the store before `changed` moves; after [`Cluster::ready`] every cache has
@@ -33,6 +38,7 @@ pub struct Cluster {
     /// All Nodes.
     pub nodes: Store<Node>,
     changed: watch::Receiver<u64>,
+    feed: Option<Feed>,
 }
 
 impl Cluster {
@@ -40,15 +46,24 @@ impl Cluster {
     #[must_use]
     pub fn start(client: Client) -> Arc<Self> {
         let (mark, changed) = watch::channel(0);
+        let feed = Feed::new();
+        let (services, slices) = (feed.clone(), feed.clone());
         Arc::new(Self {
-            services: reflect(Api::all(client.clone()), mark.clone(), |_| {}),
-            slices: reflect(Api::all(client.clone()), mark.clone(), |_| {}),
-            nodes: reflect(Api::all(client), mark, |node: &mut Node| {
-                if let Some(status) = &mut node.status {
-                    status.images = None;
-                }
-            }),
+            services: reflect(
+                Api::all(client.clone()),
+                mark.clone(),
+                |_| {},
+                move |event| services.tell(event, Change::Service),
+            ),
+            slices: reflect(
+                Api::all(client.clone()),
+                mark.clone(),
+                |_| {},
+                move |event| slices.tell(event, Change::Slice),
+            ),
+            nodes: reflect(Api::all(client), mark, trim_node, |_| {}),
             changed,
+            feed: Some(feed),
         })
     }
 
@@ -65,6 +80,7 @@ impl Cluster {
             slices,
             nodes,
             changed,
+            feed: None,
         })
     }
 
@@ -82,6 +98,19 @@ impl Cluster {
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.clone()
+    }
+
+    /// Which Services and EndpointSlices change from now on. The first is always [`Change::Everything`].
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        Changes::new(self.feed.as_ref(), self.changed.clone())
+    }
+}
+
+/// Drops what a node's own kubelet alone cares for.
+fn trim_node(node: &mut Node) {
+    if let Some(status) = &mut node.status {
+        status.images = None;
     }
 }
 
@@ -112,8 +141,13 @@ impl Backoff for Retry {
 }
 
 /// Keeps a store true. What nobody here reads is dropped before it is stored: managed fields, annotations, and
-/// whatever else `trim` takes out.
-fn reflect<K>(api: Api<K>, mark: watch::Sender<u64>, trim: fn(&mut K)) -> Store<K>
+/// whatever else `trim` takes out. `tell` hears of each event once the store shows it.
+fn reflect<K>(
+    api: Api<K>,
+    mark: watch::Sender<u64>,
+    trim: fn(&mut K),
+    tell: impl Fn(&watcher::Event<K>) + Send + 'static,
+) -> Store<K>
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
@@ -132,7 +166,10 @@ where
         while let Some(event) = stream.next().await {
             match event {
                 Ok(watcher::Event::InitApply(_) | watcher::Event::Init) => {}
-                Ok(_) => mark.send_modify(|n| *n += 1),
+                Ok(event) => {
+                    tell(&event);
+                    mark.send_modify(|n| *n += 1);
+                }
                 Err(error) => {
                     tracing::warn!(kind = %K::kind(&K::DynamicType::default()), %error, "watch failed, retrying");
                 }
