@@ -35,20 +35,25 @@ impl Drop for Plane {
 }
 
 impl Plane {
+    /// A cluster of both families with a pool for load balancers.
     async fn start(dir: &Path, pool: &str) -> Self {
+        let networks = [
+            "--service-cidr=10.96.0.0/16,fd00:10:96::/112",
+            "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
+            "--advertise-address=127.0.0.1",
+            "--listen=127.0.0.1:0",
+            "--load-balancer-pool",
+            pool,
+        ];
+        Self::start_with(dir, &networks).await
+    }
+
+    async fn start_with(dir: &Path, flags: &[&str]) -> Self {
         let kubeconfig = dir.join("kubeconfig");
         let _ = std::fs::remove_file(&kubeconfig);
         let mut process = Command::new(env!("CARGO_BIN_EXE_orch-control"))
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--advertise-address",
-                "127.0.0.1",
-            ])
-            .args(["--service-cidr", "10.96.0.0/16,fd00:10:96::/112"])
-            .args(["--cluster-cidr", "10.244.0.0/16,fd00:10:244::/56"])
-            .args(["--load-balancer-pool", pool, "--roles", "apiserver,controllers"])
+            .args(["serve", "--roles", "apiserver,controllers"])
+            .args(flags)
             .arg("--data-dir")
             .arg(dir)
             .arg("--admin-kubeconfig")
@@ -327,5 +332,34 @@ async fn nodes_and_endpoints_are_of_both_families() {
         .await
         .unwrap();
     eventually("the slices are gone", async || of("web").await.is_empty()).await;
+    plane.stop(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_may_do_without_ipv4() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = [
+        "--service-cidr=fd00:10:96::/112",
+        "--cluster-cidr=fd00:10:244::/56",
+        "--advertise-address=::1",
+        "--listen=[::1]:0",
+        "--load-balancer-pool=fd00:30::200/120",
+    ];
+    let plane = Plane::start_with(dir.path(), &flags).await;
+    let kubernetes = plane.services().get("kubernetes").await.unwrap();
+    let addresses = kubernetes.spec.unwrap().cluster_ips;
+    assert_eq!(addresses, Some(vec!["fd00:10:96::1".to_owned()]));
+    plane
+        .balancer("a", json!({ "ipFamilyPolicy": "PreferDualStack" }))
+        .await;
+    plane.has("a", &["fd00:30::200"]).await;
+    let nodes: Api<Node> = Api::all(plane.client.clone());
+    let node = serde_json::from_value(json!({ "metadata": { "name": "n1" } })).unwrap();
+    nodes.create(&PostParams::default(), &node).await.unwrap();
+    eventually("the node has its network", async || {
+        let spec = nodes.get("n1").await.unwrap().spec.unwrap_or_default();
+        spec.pod_cidrs == Some(vec!["fd00:10:244::/64".to_owned()])
+    })
+    .await;
     plane.stop(true).await;
 }

@@ -4,7 +4,12 @@
 //! before a write and given back if it fails, so two writers never get the same one. One API server at a time may
 //! run on a store for that reason.
 
-use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    ops::RangeInclusive,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use orch_api::{
@@ -45,6 +50,15 @@ pub struct Allocator {
 struct Taken {
     ranges: Vec<Range>,
     ports: Pool,
+    /// How many Services more than one were found with an address or a port: it is free when the last of them goes.
+    doubles: HashMap<Number, usize>,
+}
+
+/// An address or a node port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Number {
+    Ip(IpAddr),
+    Port(u16),
 }
 
 impl Taken {
@@ -52,7 +66,22 @@ impl Taken {
         self.ranges.iter_mut().find(|range| range.family() == family)
     }
 
+    /// Whether others still have the number, of whom there is one less now.
+    fn is_shared(&mut self, number: Number) -> bool {
+        let Some(others) = self.doubles.get_mut(&number) else {
+            return false;
+        };
+        *others -= 1;
+        if *others == 0 {
+            self.doubles.remove(&number);
+        }
+        true
+    }
+
     fn free_ip(&mut self, ip: IpAddr) {
+        if self.is_shared(Number::Ip(ip)) {
+            return;
+        }
         if let Some(range) = self.range(Family::of(ip)) {
             range.give_back(ip);
         }
@@ -82,6 +111,7 @@ impl Allocator {
             taken: Mutex::new(Taken {
                 ranges,
                 ports: Pool::new(count, 32, 128),
+                doubles: HashMap::new(),
             }),
         })
     }
@@ -109,11 +139,13 @@ impl Allocator {
                 None => Err(format!("{} is not configured on this cluster", Family::of(ip))),
             };
             if let Err(why) = outcome {
+                *taken.doubles.entry(Number::Ip(ip)).or_default() += 1;
                 tracing::warn!(%ip, %namespace, %name, why, "a stored cluster IP cannot be kept track of; make the Service anew");
             }
         }
         for port in node_ports(service) {
             if let Err(why) = self.take_port(&mut taken, port) {
+                *taken.doubles.entry(Number::Port(port)).or_default() += 1;
                 tracing::warn!(port, %namespace, %name, why, "a stored node port cannot be kept track of; make the Service anew");
             }
         }
@@ -332,7 +364,7 @@ impl Allocator {
     }
 
     fn free_port(&self, taken: &mut Taken, port: u16) {
-        if self.ports.contains(&port) {
+        if self.ports.contains(&port) && !taken.is_shared(Number::Port(port)) {
             taken.ports.give_back(u128::from(port - self.ports.start()));
         }
     }

@@ -182,3 +182,22 @@ fn headless_has_no_address() {
     assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
     assert_eq!(headless["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
 }
+
+#[test]
+fn what_two_have_by_an_older_mistake_is_free_when_both_are_gone() {
+    let allocator = allocator();
+    let ports = json!([{ "port": 80, "nodePort": 30080 }]);
+    let mut one = service("NodePort", ports);
+    one["spec"]["clusterIP"] = json!("10.96.0.9");
+    one["spec"]["clusterIPs"] = json!(["10.96.0.9"]);
+    allocator.adopt(&one);
+    allocator.adopt(&one);
+    let mut port = service("NodePort", json!([{ "port": 1, "nodePort": 30080 }]));
+    let mut ip = json!({ "spec": { "clusterIP": "10.96.0.9" } });
+    allocator.release(&one);
+    assert!(allocator.reserve(&mut port.clone(), None).is_err());
+    assert!(allocator.reserve(&mut ip.clone(), None).is_err());
+    allocator.release(&one);
+    allocator.reserve(&mut port, None).unwrap().keep();
+    allocator.reserve(&mut ip, None).unwrap().keep();
+}
