@@ -4,6 +4,8 @@
 //! before a write and given back if it fails, so two writers never get the same one. One API server at a time may
 //! run on a store for that reason.
 
+mod reservation;
+
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
@@ -23,6 +25,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::{pool::Pool, range::Range};
+pub use reservation::Reservation;
 
 /// Why a Service cannot have what it asks for or needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,16 +89,6 @@ impl Taken {
             range.give_back(ip);
         }
     }
-}
-
-/// What was taken for a write that has not happened yet; given back when dropped, unless kept.
-pub struct Reservation {
-    allocator: Arc<Allocator>,
-    ips: Vec<IpAddr>,
-    ports: BTreeSet<u16>,
-    /// What the write sets free, once it has happened.
-    freed_ips: Vec<IpAddr>,
-    freed_ports: BTreeSet<u16>,
 }
 
 impl Allocator {
@@ -176,13 +169,7 @@ impl Allocator {
         if !errors.is_empty() {
             return Err(Refusal::Invalid(errors));
         }
-        let mut reservation = Reservation {
-            allocator: Arc::clone(self),
-            ips: Vec::new(),
-            ports: BTreeSet::new(),
-            freed_ips: Vec::new(),
-            freed_ports: BTreeSet::new(),
-        };
+        let mut reservation = Reservation::new(Arc::clone(self));
         self.reserve_ips(service, old, &mut reservation)?;
         self.reserve_ports(service, old, &mut reservation)?;
         Ok(reservation)
@@ -366,36 +353,6 @@ impl Allocator {
     fn free_port(&self, taken: &mut Taken, port: u16) {
         if self.ports.contains(&port) && !taken.is_shared(Number::Port(port)) {
             taken.ports.give_back(u128::from(port - self.ports.start()));
-        }
-    }
-}
-
-impl Reservation {
-    /// The write has happened: what was taken stays taken, what it no longer uses is free.
-    pub fn keep(mut self) {
-        self.ips.clear();
-        self.ports.clear();
-        let mut taken = self.allocator.taken.lock();
-        for ip in std::mem::take(&mut self.freed_ips) {
-            taken.free_ip(ip);
-        }
-        for port in std::mem::take(&mut self.freed_ports) {
-            self.allocator.free_port(&mut taken, port);
-        }
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if self.ips.is_empty() && self.ports.is_empty() {
-            return;
-        }
-        let mut taken = self.allocator.taken.lock();
-        for ip in self.ips.drain(..) {
-            taken.free_ip(ip);
-        }
-        for port in std::mem::take(&mut self.ports) {
-            self.allocator.free_port(&mut taken, port);
         }
     }
 }
