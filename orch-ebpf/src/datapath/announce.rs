@@ -9,7 +9,7 @@ use super::{
     events,
     family::Family,
     parse::{Bytes as _, ETHERNET, Parsed},
-    skb,
+    skb::{self, Addresses},
 };
 use crate::{Address as _, Address4, Address6, PROTOCOL_ICMPV6, config::Announced, event::Path};
 
@@ -62,7 +62,7 @@ fn announced<A: Family>(address: A) -> Option<Announced> {
 }
 
 /// Answers an ARP request for an announced address; every other is left alone.
-#[inline(always)]
+#[inline(never)]
 pub fn arp(ctx: &TcContext) -> Option<i32> {
     let request = ctx.read::<ArpPacket>(ETHERNET)?;
     let announced = announced(request.target)?;
@@ -100,7 +100,7 @@ fn solicitation6(ctx: &TcContext, layer4: usize) -> Option<i32> {
         return None;
     }
     let announced = announced(asked.target)?;
-    let [source, _] = ctx.read::<[Address6; 2]>(ETHERNET + Address6::ADDRESSES)?;
+    let Addresses { source, .. } = ctx.read::<Addresses<Address6>>(ETHERNET + Address6::ADDRESSES)?;
     if announced.ifindex != skb::ifindex(ctx) || source.same(Address6::ANY) {
         return None;
     }

@@ -44,20 +44,6 @@ impl Sum {
         self
     }
 
-    /// Takes bytes at an even offset out and puts others in.
-    #[inline(always)]
-    pub fn replace_bytes<const N: usize>(mut self, old: [u8; N], new: [u8; N]) -> Self {
-        let mut index = 0;
-        while index + 1 < N {
-            self = self.replace(
-                u16::from_ne_bytes([old[index], old[index + 1]]),
-                u16::from_ne_bytes([new[index], new[index + 1]]),
-            );
-            index += 2;
-        }
-        self
-    }
-
     /// Takes an address of a tuple out and puts another in.
     #[inline(always)]
     pub fn replace_address<A: Family>(mut self, old: &A, new: &A) -> Self {

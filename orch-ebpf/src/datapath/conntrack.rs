@@ -24,29 +24,6 @@ use crate::{
 /// How many ports are tried before a flow is refused.
 const PORT_ATTEMPTS: u32 = 16;
 
-/// What a known flow's packet becomes.
-#[derive(Clone, Copy)]
-pub struct Translation<A> {
-    /// The tuple after translation.
-    pub becomes: Tuple<A>,
-    /// The entry's kind.
-    pub kind: u8,
-    /// Whether the packet answers the side that opened the flow.
-    pub reply: bool,
-}
-
-impl<A: Family> Translation<A> {
-    /// A packet that no flow changes.
-    #[inline(always)]
-    pub fn none(tuple: Tuple<A>) -> Self {
-        Self {
-            becomes: tuple,
-            kind: 0,
-            reply: false,
-        }
-    }
-}
-
 /// The time that entries carry: to within a tick of the kernel's clock, for a third of the price.
 #[inline(always)]
 pub fn now() -> u64 {
@@ -91,18 +68,21 @@ pub fn touch<A: Family>(entry: &mut Conntrack<A>, parsed: &Parsed<A>) -> bool {
     old
 }
 
-/// Finds the packet's flow and notes what passes. An error about a flow is no sign of its life.
+/// Finds the packet's flow and notes what passes. An error about a flow is no sign of its life. What the packet becomes
+/// never changes in an entry, so it is read in place.
 #[inline(always)]
-pub fn find<A: Family>(parsed: &Parsed<A>) -> Option<Translation<A>> {
+pub fn find<A: Family>(parsed: &Parsed<A>) -> Option<&'static Conntrack<A>> {
     let entry = entry(parsed)?;
     if parsed.ports != Ports::Error {
         touch(entry, parsed);
     }
-    Some(Translation {
-        becomes: entry.becomes,
-        kind: entry.kind,
-        reply: entry.direction == DIRECTION_REPLY,
-    })
+    Some(entry)
+}
+
+/// Whether the entry's packets answer the side that opened the flow.
+#[inline(always)]
+pub fn is_reply<A: Family>(entry: &Conntrack<A>) -> bool {
+    entry.direction == DIRECTION_REPLY
 }
 
 #[inline(always)]

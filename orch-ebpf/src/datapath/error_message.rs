@@ -10,93 +10,94 @@ use super::{
     checksum::Sum,
     family::Family,
     parse::{Bytes as _, ETHERNET, Parsed},
-    skb,
+    skb::{self, failed},
 };
-use crate::{PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, conntrack::Tuple};
+use crate::{PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, conntrack::Tuple, event::DropReason};
 
 /// Rewrites the error and what it quotes.
 ///
 /// # Errors
-/// The kernel's refusal.
-#[inline(always)]
-pub fn rewrite<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, becomes: &Tuple<A>) -> Result<(), i64> {
+/// [`DropReason::RewriteFailed`] when the packet cannot be written.
+#[inline(never)]
+pub fn rewrite<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, becomes: &Tuple<A>) -> Result<(), DropReason> {
     let old = &parsed.tuple;
     let checksum = parsed.layer4 + 2;
     let inner = parsed.layer4 + 8;
+    let mut change = 0;
+    let mut layer4 = inner + A::HEADER;
+    let addresses = skb::difference(old, becomes)?;
     // The quoted header: the checksum of IPv4 hides the addresses' change from the error's own.
-    let to = [becomes.destination, becomes.source];
-    let mut change = Sum::default();
     if A::HAS_CHECKSUM {
-        let length = ctx.read::<u8>(inner).ok_or(-1)?;
-        let field = ctx.read::<u16>(inner + 10).ok_or(-1)?;
-        let new = replaced(Sum::of_field(field), old, becomes).field();
-        ctx.store(inner + 10, &new, 0)?;
-        ports(
-            ctx,
-            parsed,
-            becomes,
-            inner + usize::from(length & 0x0f) * 4,
-            &mut change,
-        )?;
+        let length = ctx.read::<u8>(inner).ok_or(DropReason::RewriteFailed)?;
+        layer4 = inner + usize::from(length & 0x0f) * 4;
+        ctx.l3_csum_replace(inner + 10, 0, addresses, 0).map_err(failed)?;
     } else {
-        change = replaced(change, old, becomes);
-        ports(ctx, parsed, becomes, inner + A::HEADER, &mut change)?;
+        change = addresses;
     }
-    ctx.store(inner + A::ADDRESSES, &to, 0)?;
-    ctx.l4_csum_replace(checksum, 0, change.folded(), 0)?;
+    ctx.store(inner + A::ADDRESSES, &becomes.destination, 0)
+        .map_err(failed)?;
+    ctx.store(inner + A::ADDRESSES + size_of::<A>(), &becomes.source, 0)
+        .map_err(failed)?;
+    change += ports(ctx, parsed, becomes, layer4)?;
+    // The helper takes a sum of 32 bits.
+    change = (change & 0xffff_ffff) + (change >> 32);
+    ctx.l4_csum_replace(checksum, 0, change, 0).map_err(failed)?;
+    rewrite_outer(ctx, parsed, becomes)
+}
 
-    let outer = skb::addresses(ctx, parsed);
-    let [mut source, mut destination] = outer;
-    if source.same(old.source) {
-        source = becomes.source;
-    }
-    if destination.same(old.destination) {
-        destination = becomes.destination;
-    }
-    let covers_addresses = if A::HAS_CHECKSUM {
-        None
+/// Rewrites the error's own addresses.
+#[inline(never)]
+fn rewrite_outer<A: Family>(
+    ctx: &TcContext,
+    parsed: &Parsed<A>,
+    becomes: &Tuple<A>,
+) -> Result<(), DropReason> {
+    let old = &parsed.tuple;
+    let scratch = A::scratch().get_ptr_mut(0).ok_or(DropReason::RewriteFailed)?;
+    // SAFETY: the slot is this CPU's own for the run, and an error opens no flow, which these two are for otherwise.
+    let (outer, new) = unsafe { (&mut (*scratch).entry.becomes, &mut (*scratch).becomes) };
+    let at = ETHERNET + A::ADDRESSES;
+    outer.source = ctx.read(at).ok_or(DropReason::RewriteFailed)?;
+    outer.destination = ctx.read(at + size_of::<A>()).ok_or(DropReason::RewriteFailed)?;
+    new.source = if outer.source.same(old.source) {
+        becomes.source
     } else {
-        Some((checksum, 0))
+        outer.source
     };
-    skb::rewrite_addresses(ctx, outer, [source, destination], covers_addresses)
+    new.destination = if outer.destination.same(old.destination) {
+        becomes.destination
+    } else {
+        outer.destination
+    };
+    let covers_addresses = if A::HAS_CHECKSUM { 0 } else { parsed.layer4 + 2 };
+    skb::rewrite_addresses(ctx, outer, new, covers_addresses, 0)
 }
 
-#[inline(always)]
-fn replaced<A: Family>(sum: Sum, old: &Tuple<A>, new: &Tuple<A>) -> Sum {
-    sum.replace_address(&old.source, &new.source)
-        .replace_address(&old.destination, &new.destination)
-}
-
-/// Rewrites the quoted ports; an echo's identifier is on the side that asked.
-#[inline(always)]
+/// Rewrites the quoted ports, and says what that changes in a checksum; an echo's identifier is on the side that asked.
+#[inline(never)]
 fn ports<A: Family>(
     ctx: &TcContext,
     parsed: &Parsed<A>,
     becomes: &Tuple<A>,
     layer4: usize,
-    change: &mut Sum,
-) -> Result<(), i64> {
+) -> Result<u64, DropReason> {
     let old = &parsed.tuple;
     if matches!(old.protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP) {
         let (first, second) = (becomes.destination_port.to_be(), becomes.source_port.to_be());
-        *change = change
+        ctx.store(layer4, &[first, second], 0).map_err(failed)?;
+        return Ok(Sum::default()
             .replace(old.destination_port.to_be(), first)
-            .replace(old.source_port.to_be(), second);
-        return ctx.store(layer4, &[first, second], 0);
+            .replace(old.source_port.to_be(), second)
+            .folded());
     }
     if old.protocol != A::ICMP {
-        return Ok(());
+        return Ok(0);
     }
     let (from, to) = if old.source_port != 0 {
-        (old.source_port, becomes.source_port)
+        (old.source_port.to_be(), becomes.source_port.to_be())
     } else {
-        (old.destination_port, becomes.destination_port)
+        (old.destination_port.to_be(), becomes.destination_port.to_be())
     };
-    *change = change.replace(from.to_be(), to.to_be());
-    ctx.store(layer4 + 4, &to.to_be(), 0)
+    ctx.store(layer4 + 4, &to, 0).map_err(failed)?;
+    Ok(Sum::default().replace(from, to).folded())
 }
-
-const _: () = assert!(
-    ETHERNET == 14,
-    "offsets in this file are multiples of two from an even one"
-);

@@ -33,7 +33,10 @@ pub trait Family: Address {
     /// Whether the address is in the network.
     fn within(self, network: Self, mask: Self) -> bool;
     /// Reads the headers of a packet of this family, see [`super::parse`].
-    fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Self>, DropReason>;
+    fn parse<const WHOLE: bool>(packet: &impl Bytes, parsed: &mut Parsed<Self>) -> Result<(), DropReason>;
+
+    /// Reads what an ICMP error quotes, after [`Self::parse`] has found one.
+    fn quoted(packet: &impl Bytes, parsed: &mut Parsed<Self>);
 
     /// [`maps::ORCH_NODES4`] or its sibling; so are the others.
     fn nodes() -> &'static maps::Nodes<Self>;
@@ -96,8 +99,13 @@ impl Family for Address4 {
     }
 
     #[inline(always)]
-    fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Self>, DropReason> {
-        v4::parse::<WHOLE>(packet)
+    fn parse<const WHOLE: bool>(packet: &impl Bytes, parsed: &mut Parsed<Self>) -> Result<(), DropReason> {
+        v4::parse::<WHOLE>(packet, parsed)
+    }
+
+    #[inline(always)]
+    fn quoted(packet: &impl Bytes, parsed: &mut Parsed<Self>) {
+        v4::quoted(packet, parsed);
     }
 
     maps_of_family! {
@@ -152,8 +160,13 @@ impl Family for Address6 {
     }
 
     #[inline(always)]
-    fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Self>, DropReason> {
-        v6::parse::<WHOLE>(packet)
+    fn parse<const WHOLE: bool>(packet: &impl Bytes, parsed: &mut Parsed<Self>) -> Result<(), DropReason> {
+        v6::parse::<WHOLE>(packet, parsed)
+    }
+
+    #[inline(always)]
+    fn quoted(packet: &impl Bytes, parsed: &mut Parsed<Self>) {
+        v6::quoted(packet, parsed);
     }
 
     maps_of_family! {
@@ -179,14 +192,12 @@ pub fn word<A: Family>(address: &A, index: usize) -> u32 {
     unsafe { *(&raw const *address).cast::<u32>().add(index) }
 }
 
-/// Keeps what is known of the run's packet where it costs no stack.
+/// Where what is known of the run's packet costs no stack; to be asked for once a run.
 #[inline(always)]
-pub fn keep<A: Family>(parsed: Parsed<A>) -> Option<&'static mut Parsed<A>> {
+pub fn packet<A: Family>() -> Option<&'static mut Parsed<A>> {
     let scratch = A::scratch().get_ptr_mut(0)?;
     // SAFETY: the slot is this CPU's own for the run, and only this function hands out its packet, once a run.
-    let kept = unsafe { &mut (*scratch).parsed };
-    *kept = parsed;
-    Some(kept)
+    Some(unsafe { &mut (*scratch).parsed })
 }
 
 /// The kind of the node that has the address, or zero.

@@ -54,6 +54,8 @@ pub struct Scratch<A> {
     pub parsed: Parsed<A>,
     /// An entry of connection tracking that is being made.
     pub entry: Conntrack<A>,
+    /// What the packet of a flow that is being opened becomes.
+    pub becomes: Tuple<A>,
 }
 /// One run's scratch memory.
 pub type Scratches<A> = PerCpuArray<Scratch<A>, 1>;

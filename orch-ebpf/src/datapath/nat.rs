@@ -13,37 +13,42 @@ use crate::{
     service::{BACKEND_LOCAL, SCOPE_EXTERNAL},
 };
 
-/// The tuple with the chosen backend as its destination.
+/// The packet's tuple with the chosen backend as its destination, in scratch memory.
 #[inline(always)]
-pub fn towards<A: Family>(tuple: &Tuple<A>, choice: &Choice<A>) -> Tuple<A> {
-    Tuple {
+pub fn towards<A: Family>(tuple: &Tuple<A>, choice: &Choice<A>) -> Option<&'static mut Tuple<A>> {
+    let scratch = A::scratch().get_ptr_mut(0)?;
+    // SAFETY: the slot is this CPU's own for the run, and one flow at a time is opened.
+    let becomes = unsafe { &mut (*scratch).becomes };
+    *becomes = Tuple {
         destination: choice.backend.address,
         destination_port: choice.backend.port,
         ..*tuple
-    }
+    };
+    Some(becomes)
 }
 
-/// Opens a flow to a chosen backend and says what its first packet becomes.
+/// Opens a flow to a chosen backend; `becomes` is [`towards`] it and then what the first packet becomes.
 ///
 /// From outside, a backend on another node must answer through this node, and a pod that reaches itself must not see
 /// its own address as the sender: both get the node's address as their source.
+///
+/// # Errors
+/// When no port is free, or the flow cannot be remembered.
 #[inline(always)]
 pub fn open_service<A: Family>(
     config: &Config,
     parsed: &Parsed<A>,
     choice: &Choice<A>,
+    becomes: &mut Tuple<A>,
     scope: u8,
-) -> Result<Tuple<A>, DropReason> {
-    let tuple = &parsed.tuple;
-    let mut becomes = towards(tuple, choice);
+) -> Result<(), DropReason> {
     let through_node = (scope == SCOPE_EXTERNAL && choice.backend.flags & BACKEND_LOCAL == 0)
-        || choice.backend.address.same(tuple.source);
+        || choice.backend.address.same(parsed.tuple.source);
     if through_node {
-        conntrack::open_from_node(config, parsed, &mut becomes, choice.id, KIND_SERVICE)?;
+        conntrack::open_from_node(config, parsed, becomes, choice.id, KIND_SERVICE)
     } else {
-        conntrack::open(parsed, &becomes, choice.id, KIND_SERVICE)?;
+        conntrack::open(parsed, becomes, choice.id, KIND_SERVICE)
     }
-    Ok(becomes)
 }
 
 /// The service for a packet from outside and its backend, if the packet is for one.
@@ -62,20 +67,29 @@ pub fn choose_external<A: Family>(parsed: &Parsed<A>) -> Result<Option<Choice<A>
     let Some(service) = found else {
         return Ok(None);
     };
-    service::admit(&service, tuple.source)?;
-    service::choose(&service, &service::client(tuple.source), service::hash(tuple)).map(Some)
+    service::admit(service, tuple.source)?;
+    service::choose(service, &service::client(tuple.source), service::hash(tuple)).map(Some)
 }
 
 /// Opens a pod's flow to the outside and says what its first packet becomes.
+///
+/// # Errors
+/// When no port is free, or the flow cannot be remembered.
 #[inline(always)]
-pub fn open_masquerade<A: Family>(config: &Config, parsed: &Parsed<A>) -> Result<Tuple<A>, DropReason> {
-    let mut becomes = parsed.tuple;
+pub fn open_masquerade<A: Family>(
+    config: &Config,
+    parsed: &Parsed<A>,
+) -> Result<&'static Tuple<A>, DropReason> {
+    let scratch = A::scratch().get_ptr_mut(0).ok_or(DropReason::ConntrackFull)?;
+    // SAFETY: the slot is this CPU's own for the run, and one flow at a time is opened.
+    let becomes = unsafe { &mut (*scratch).becomes };
+    *becomes = parsed.tuple;
     if parsed.ports == Ports::None || parsed.ports == Ports::EchoReply {
         // Without a port to choose, the address alone tells the flow: one pod at a time per protocol and peer.
         becomes.source = A::settings(config).node_address;
-        conntrack::open(parsed, &becomes, 0, KIND_MASQUERADE)?;
+        conntrack::open(parsed, becomes, 0, KIND_MASQUERADE)?;
     } else {
-        conntrack::open_from_node(config, parsed, &mut becomes, 0, KIND_MASQUERADE)?;
+        conntrack::open_from_node(config, parsed, becomes, 0, KIND_MASQUERADE)?;
     }
     Ok(becomes)
 }

@@ -6,18 +6,17 @@ use aya_ebpf::{
 };
 
 use super::{
-    bandwidth,
-    conntrack::{self, Translation},
-    events,
-    family::{Family, endpoint, in_cluster, in_services},
+    bandwidth, conntrack, events,
+    family::{Family, endpoint, in_cluster, in_services, word},
     nat,
     parse::{Bytes as _, ETHER_TYPE, Parsed},
-    policy, service, skb,
+    policy, service,
+    skb::{self, Addresses},
 };
 use crate::{
     Address4, Address6,
     config::Config,
-    conntrack::{KIND_SERVICE, Tuple},
+    conntrack::{Conntrack, KIND_MASQUERADE, KIND_SERVICE},
     endpoint::{Endpoint, LIMITED_EGRESS, LIMITED_INGRESS},
     event::{DropReason, EVENT_FLOW},
     policy::{EGRESS, INGRESS},
@@ -34,7 +33,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         Some(Address4::ETHER_TYPE) => from_pod::<Address4>(ctx, config),
         Some(Address6::ETHER_TYPE) => from_pod::<Address6>(ctx, config),
         Some(_) => skb::pass(ctx),
-        None => skb::refuse(ctx, DropReason::Malformed, &Tuple::<Address4>::default()),
+        None => skb::refuse_unread(ctx, DropReason::Malformed),
     }
 }
 
@@ -43,13 +42,13 @@ pub fn ingress(ctx: &TcContext) -> i32 {
 fn from_pod<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
     let parsed = match skb::parse::<A>(ctx) {
         Ok(parsed) => parsed,
-        Err(reason) => return skb::refuse(ctx, reason, &Tuple::<A>::default()),
+        Err(reason) => return skb::refuse_unread(ctx, reason),
     };
-    let [source, destination] = skb::addresses(ctx, parsed);
+    let Addresses { source, destination } = skb::addresses(ctx, parsed);
     let ifindex = skb::ifindex(ctx);
     let Some(from) = endpoint(source).filter(|endpoint| endpoint.ifindex == ifindex) else {
         // Neighbour discovery speaks for link-local addresses and for none, and goes no further than the link.
-        if link_local(source) && link_local(destination) {
+        if link_local(&source) && link_local(&destination) {
             return skb::pass(ctx);
         }
         return skb::refuse(ctx, DropReason::SpoofedSource, &parsed.tuple);
@@ -61,13 +60,16 @@ fn from_pod<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
 }
 
 /// Whether an IPv6 address is unspecified, link-local (fe80::/10) or multicast (ff00::/8).
-#[inline(always)]
-fn link_local<A: Family>(address: A) -> bool {
-    let wide = address.wide();
-    A::BITS == 128 && (wide[0] == 0xff || (wide[0] == 0xfe && wide[1] & 0xc0 == 0x80) || address.same(A::ANY))
+#[inline(never)]
+fn link_local<A: Family>(address: &A) -> bool {
+    if A::BITS != 128 {
+        return false;
+    }
+    let [a, b, ..] = word(address, 0).to_ne_bytes();
+    a == 0xff || (a == 0xfe && b & 0xc0 == 0x80) || address.same(A::ANY)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn translate<A: Family>(
     ctx: &TcContext,
     config: &Config,
@@ -77,12 +79,12 @@ fn translate<A: Family>(
     if from.flags & LIMITED_EGRESS != 0 {
         bandwidth::take(from.ifindex, EGRESS, ctx.length())?;
     }
-    let tuple = parsed.tuple;
     if let Some(known) = conntrack::find(parsed) {
-        return follow(ctx, parsed, &known, from);
+        return follow(ctx, parsed, known, from);
     }
+    let tuple = &parsed.tuple;
     if !parsed.opens() || in_cluster(config, tuple.destination) {
-        return policy::judge(parsed, &tuple, Some(from), endpoint(tuple.destination));
+        return policy::judge(parsed, tuple, Some(from), endpoint(tuple.destination));
     }
     let Some(service) = service::find(
         tuple.destination,
@@ -94,14 +96,14 @@ fn translate<A: Family>(
         {
             return Err(DropReason::NoService);
         }
-        return policy::judge(parsed, &tuple, Some(from), endpoint(tuple.destination));
+        return policy::judge(parsed, tuple, Some(from), endpoint(tuple.destination));
     };
-    let choice = service::choose(&service, &service::client(tuple.source), service::random())?;
-    let chosen = nat::towards(&tuple, &choice);
-    policy::judge(parsed, &chosen, Some(from), endpoint(chosen.destination))?;
-    let becomes = nat::open_service(config, parsed, &choice, SCOPE_INTERNAL)?;
-    events::flow(&tuple, &becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
-    skb::rewrite(ctx, parsed, &becomes)
+    let choice = service::choose(service, &service::client(tuple.source), service::random())?;
+    let becomes = nat::towards(tuple, &choice).ok_or(DropReason::ConntrackFull)?;
+    policy::judge(parsed, becomes, Some(from), endpoint(becomes.destination))?;
+    nat::open_service(config, parsed, &choice, becomes, SCOPE_INTERNAL)?;
+    events::flow(tuple, becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
+    skb::rewrite(ctx, parsed, becomes)
 }
 
 /// A packet of a known flow.
@@ -109,19 +111,19 @@ fn translate<A: Family>(
 fn follow<A: Family>(
     ctx: &TcContext,
     parsed: &mut Parsed<A>,
-    known: &Translation<A>,
+    known: &'static Conntrack<A>,
     from: &'static Endpoint,
 ) -> Result<(), DropReason> {
-    let tuple = parsed.tuple;
+    let tuple = &parsed.tuple;
     let becomes = &known.becomes;
     let to = endpoint(becomes.destination);
-    if !known.reply {
-        let judged = Tuple {
-            source: tuple.source,
-            source_port: tuple.source_port,
-            ..*becomes
-        };
-        policy::judge(parsed, &judged, Some(from), to)?;
+    if !conntrack::is_reply(known) {
+        if known.kind == KIND_MASQUERADE {
+            policy::judge(parsed, tuple, Some(from), None)?;
+        } else if becomes.source.same(tuple.source) {
+            policy::judge(parsed, becomes, Some(from), to)?;
+        }
+        // Else a pod reaches itself through a service, from which no policy keeps it.
     }
     let redirected =
         !becomes.destination.same(tuple.destination) || becomes.destination_port != tuple.destination_port;
@@ -135,16 +137,17 @@ fn follow<A: Family>(
 
 #[inline(always)]
 fn forward<A: Family>(ctx: &TcContext, config: &Config, parsed: &Parsed<A>) -> i32 {
-    let [_, destination] = skb::addresses(ctx, parsed);
+    let Addresses { destination, .. } = skb::addresses(ctx, parsed);
     if let Some(endpoint) = endpoint(destination) {
         return skb::to_pod(ctx, parsed, endpoint);
     }
-    onward(ctx, config, parsed, destination)
+    onward(ctx, config, parsed)
 }
 
 /// Sends a packet to a pod on another node; every other is the network stack's.
-#[inline(always)]
-pub fn onward<A: Family>(ctx: &TcContext, config: &Config, parsed: &Parsed<A>, destination: A) -> i32 {
+#[inline(never)]
+pub fn onward<A: Family>(ctx: &TcContext, config: &Config, parsed: &Parsed<A>) -> i32 {
+    let Addresses { destination, .. } = skb::addresses(ctx, parsed);
     if parsed.ttl <= 1 {
         // The stack tells the sender.
         return skb::pass(ctx);
@@ -181,9 +184,9 @@ pub fn egress(ctx: &TcContext) -> i32 {
 fn from_stack<A: Family>(ctx: &TcContext) -> i32 {
     let parsed = match skb::parse::<A>(ctx) {
         Ok(parsed) => parsed,
-        Err(reason) => return skb::refuse(ctx, reason, &Tuple::<A>::default()),
+        Err(reason) => return skb::refuse_unread(ctx, reason),
     };
-    let [_, destination] = skb::addresses(ctx, parsed);
+    let Addresses { destination, .. } = skb::addresses(ctx, parsed);
     let Some(to) = endpoint(destination) else {
         return TC_ACT_OK;
     };
@@ -196,7 +199,7 @@ fn from_stack<A: Family>(ctx: &TcContext) -> i32 {
 
 #[inline(always)]
 fn admit<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, to: &'static Endpoint) -> Result<(), DropReason> {
-    if !conntrack::find(parsed).is_some_and(|known| known.reply) {
+    if !conntrack::find(parsed).is_some_and(conntrack::is_reply) {
         policy::judge(parsed, &parsed.tuple, None, Some(to))?;
     }
     if to.flags & LIMITED_INGRESS != 0 {

@@ -51,13 +51,13 @@ pub fn judge<A: Family>(
 }
 
 /// The identity of an address.
-#[inline(always)]
-pub fn identity<A: Family>(address: A) -> u32 {
-    if node_kind(address) == NODE_LOCAL {
+#[inline(never)]
+pub fn identity<A: Family>(address: &A) -> u32 {
+    if node_kind(*address) == NODE_LOCAL {
         return IDENTITY_HOST;
     }
     A::identities()
-        .get(&Key::new(A::BITS, address))
+        .get(&Key::new(A::BITS, *address))
         .map_or(IDENTITY_WORLD, |identity| identity.number)
 }
 
@@ -69,9 +69,9 @@ fn allow<A: Family>(
     tuple: &Tuple<A>,
 ) -> Result<(), DropReason> {
     let (peer, reason) = if direction == INGRESS {
-        (tuple.source, DropReason::PolicyIngress)
+        (&tuple.source, DropReason::PolicyIngress)
     } else {
-        (tuple.destination, DropReason::PolicyEgress)
+        (&tuple.destination, DropReason::PolicyEgress)
     };
     let identity = identity(peer);
     if identity == IDENTITY_HOST {

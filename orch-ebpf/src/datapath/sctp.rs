@@ -1,73 +1,91 @@
 //! SCTP's checksum (RFC 9260 appendix A): a CRC-32C of the whole packet, in which a change of the ports is one of the
 //! first four bytes.
 //!
-//! CRCs are linear: the new one is the old one with the CRC of the difference, carried over the bytes that follow the
-//! ports, added to it. Carrying over n zero bytes is a multiplication by a power of x, which takes as many steps as n
-//! has bits.
+//! CRCs are linear: the new one is the old one plus the CRC of a message that is the ports' difference and then as many
+//! zeros as the packet goes on. A zero byte multiplies the register by x^8, so n bytes are a multiplication by a power of
+//! x, which takes as many steps as n has bits. A step is a look into tables, since a verifier would walk each bit of it.
 
 use aya_ebpf::programs::TcContext;
 
-use super::parse::Bytes as _;
+use super::{parse::Bytes as _, skb::failed};
+use crate::event::DropReason;
 
 /// The polynomial 0x1EDC6F41, least significant bit first.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
-/// Most bits of a packet's length.
+/// Bits of a packet's length.
 const LENGTH_BITS: usize = 17;
+/// Half bytes of a checksum.
+const NIBBLES: usize = 8;
 
-/// `carry[i]` is x to the power of `8 * 2^i`, the factor of `2^i` zero bytes.
-const CARRY: [u32; LENGTH_BITS] = powers();
+/// For `2^i` zero bytes what each value of each half byte of the register becomes.
+static CARRY: [[[u32; 16]; NIBBLES]; LENGTH_BITS] = tables();
 
-const fn powers() -> [u32; LENGTH_BITS] {
-    let mut powers = [0; LENGTH_BITS];
+const fn tables() -> [[[u32; 16]; NIBBLES]; LENGTH_BITS] {
+    let mut tables = [[[0; 16]; NIBBLES]; LENGTH_BITS];
     // x^8: the highest bit is x^0.
-    powers[0] = 0x8000_0000 >> 8;
-    let mut index = 1;
-    while index < LENGTH_BITS {
-        powers[index] = multiply(powers[index - 1], powers[index - 1]);
-        index += 1;
+    let mut power = 0x8000_0000 >> 8;
+    let mut bit = 0;
+    while bit < LENGTH_BITS {
+        let mut nibble = 0;
+        while nibble < NIBBLES {
+            let mut value = 0;
+            while value < 16 {
+                tables[bit][nibble][value] = multiply(power, (value as u32) << (4 * nibble));
+                value += 1;
+            }
+            nibble += 1;
+        }
+        power = multiply(power, power);
+        bit += 1;
     }
-    powers
+    tables
 }
 
 /// The product of two polynomials modulo the CRC's.
-#[inline(always)]
 const fn multiply(a: u32, mut b: u32) -> u32 {
     let mut product = 0;
     let mut bit = 0;
     while bit < 32 {
-        // Without branches, since a verifier would follow both ways of each.
-        product ^= b & 0_u32.wrapping_sub((a >> (31 - bit)) & 1);
-        b = (b >> 1) ^ (POLYNOMIAL & 0_u32.wrapping_sub(b & 1));
+        if a >> (31 - bit) & 1 != 0 {
+            product ^= b;
+        }
+        b = if b & 1 != 0 { (b >> 1) ^ POLYNOMIAL } else { b >> 1 };
         bit += 1;
     }
     product
 }
 
-/// Writes both ports, given as they stand in memory, and the checksum that follows from them; `end` is the packet's. Gives zero,
-/// or the kernel's refusal: a program's function has five arguments at most, and no room for a [`Result`] among them.
+/// Writes both ports, given as they stand in memory, and the checksum that follows from them; `end` is the packet's.
+///
+/// # Errors
+/// [`DropReason::RewriteFailed`] when the packet cannot be written.
 #[inline(never)]
-pub fn rewrite_ports(ctx: &TcContext, layer4: usize, end: usize, from: u32, to: u32) -> i64 {
-    let Some(field) = ctx.read::<[u8; 4]>(layer4 + 8) else {
-        return -1;
-    };
-    let rest = end.wrapping_sub(layer4 + 4) as u32;
-    // The difference as the first bytes of a message: four bytes pass through the register.
+pub fn rewrite_ports(
+    ctx: &TcContext,
+    layer4: usize,
+    end: usize,
+    from: u32,
+    to: u32,
+) -> Result<(), DropReason> {
+    let field = ctx.read::<[u8; 4]>(layer4 + 8).ok_or(DropReason::RewriteFailed)?;
+    let length = end.wrapping_sub(layer4);
     let mut crc = u32::from_le(from ^ to);
-    let mut bit = 0;
-    while bit < 32 {
-        crc = (crc >> 1) ^ (POLYNOMIAL & 0_u32.wrapping_sub(crc & 1));
-        bit += 1;
-    }
-    let mut index = 0;
-    while index < LENGTH_BITS {
-        if rest >> index & 1 != 0 {
-            crc = multiply(crc, CARRY[index]);
+    for (bit, table) in CARRY.iter().enumerate() {
+        if length >> bit & 1 != 0 {
+            crc = carry(crc, table);
         }
-        index += 1;
     }
     let checksum = u32::from_le_bytes(field) ^ crc;
-    let written = ctx
-        .store(layer4 + 8, &checksum.to_le_bytes(), 0)
-        .and_then(|()| ctx.store(layer4, &to, 0));
-    written.err().unwrap_or(0)
+    ctx.store(layer4 + 8, &checksum.to_le_bytes(), 0)
+        .map_err(failed)?;
+    ctx.store(layer4, &to, 0).map_err(failed)
+}
+
+#[inline(always)]
+fn carry(crc: u32, table: &[[u32; 16]; NIBBLES]) -> u32 {
+    let mut carried = 0;
+    for (nibble, values) in table.iter().enumerate() {
+        carried ^= values[(crc >> (4 * nibble)) as usize & 15];
+    }
+    carried
 }

@@ -19,11 +19,11 @@ use crate::{
 
 /// A chosen backend.
 #[derive(Clone, Copy)]
-pub struct Choice<A> {
+pub struct Choice<A: 'static> {
     /// Its number.
     pub id: u32,
-    /// Where it is.
-    pub backend: Backend<A>,
+    /// Where it is. The agent never changes a backend in place, and a removed one's memory outlives the run.
+    pub backend: &'static Backend<A>,
 }
 
 /// Who asks, for session affinity.
@@ -56,23 +56,23 @@ pub fn namespace(cookie: u64) -> Client {
 
 /// The service on this address and port, NodePorts included.
 #[inline(always)]
-pub fn find<A: Family>(address: A, port: u16, protocol: u8, scope: u8) -> Option<Service> {
+pub fn find<A: Family>(address: A, port: u16, protocol: u8, scope: u8) -> Option<&'static Service> {
     let mut key = ServiceKey {
         address,
         port,
         protocol,
         scope,
     };
-    // SAFETY: the agent replaces whole values; this copies four integers, and a pool's slots outlive its count.
+    // SAFETY: the agent replaces whole values, a replaced one's memory outlives the run, and a pool's slots its count.
     if let Some(service) = unsafe { A::services().get(key) } {
-        return Some(*service);
+        return Some(service);
     }
     if node_kind(address) != NODE_LOCAL {
         return None;
     }
     key.address = A::ANY;
     // SAFETY: as above.
-    unsafe { A::services().get(key) }.copied()
+    unsafe { A::services().get(key) }
 }
 
 /// Whether the source may use the service (`spec.loadBalancerSourceRanges`).
@@ -197,10 +197,7 @@ fn backend_in<A: Family>(service: &Service, slot: u32) -> Result<Choice<A>, Drop
 /// The backend with this number.
 #[inline(always)]
 pub fn backend<A: Family>(id: u32) -> Option<Choice<A>> {
-    // SAFETY: copied at once; the agent never changes a backend in place, and removes it after its slots.
+    // SAFETY: see `Choice`.
     let backend = unsafe { A::backends().get(BackendKey { id }) }?;
-    Some(Choice {
-        id,
-        backend: *backend,
-    })
+    Some(Choice { id, backend })
 }

@@ -11,11 +11,11 @@ use aya_ebpf::{
 
 use super::{
     bandwidth, error_message, events,
-    family::{Family, keep},
+    family::{Family, packet},
     parse::{Bytes, ETHERNET, Parsed, Ports},
 };
 use crate::{
-    PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
+    Address4, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
     config::{Config, Route, TUNNEL_MAC, TUNNEL_NETWORK},
     conntrack::Tuple,
     endpoint::{Endpoint, LIMITED_INGRESS},
@@ -41,13 +41,33 @@ impl Bytes for TcContext {
     }
 }
 
+/// What a kernel's refusal to read or write a packet means.
+pub fn failed(_: i64) -> DropReason {
+    DropReason::RewriteFailed
+}
+
 /// Reads the packet's headers, see [`Family::parse`].
 ///
 /// # Errors
 /// Why the packet cannot be read.
-#[inline(never)]
+#[inline(always)]
 pub fn parse<A: Family>(ctx: &TcContext) -> Result<&'static mut Parsed<A>, DropReason> {
-    keep(A::parse::<true>(ctx)?).ok_or(DropReason::Malformed)
+    let parsed = packet::<A>().ok_or(DropReason::Malformed)?;
+    headers(ctx, parsed)?;
+    if parsed.ports == Ports::Error {
+        quoted(ctx, parsed);
+    }
+    Ok(parsed)
+}
+
+#[inline(never)]
+fn headers<A: Family>(ctx: &TcContext, parsed: &mut Parsed<A>) -> Result<(), DropReason> {
+    A::parse::<true>(ctx, parsed)
+}
+
+#[inline(never)]
+fn quoted<A: Family>(ctx: &TcContext, parsed: &mut Parsed<A>) {
+    A::quoted(ctx, parsed);
 }
 
 /// The interface on which the packet is seen.
@@ -71,15 +91,34 @@ pub fn refuse<A: Family>(ctx: &TcContext, reason: DropReason, tuple: &Tuple<A>) 
     TC_ACT_SHOT
 }
 
+/// Drops a packet of which no tuple is known.
+#[inline(never)]
+pub fn refuse_unread(ctx: &TcContext, reason: DropReason) -> i32 {
+    refuse(ctx, reason, &Tuple::<Address4>::default())
+}
+
+/// Source and destination of a packet, as they stand in its header.
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+pub struct Addresses<A> {
+    /// The source.
+    pub source: A,
+    /// The destination.
+    pub destination: A,
+}
+
 /// The packet's own addresses, which for an ICMP error are not those of its tuple.
 #[inline(always)]
-pub fn addresses<A: Family>(ctx: &TcContext, parsed: &Parsed<A>) -> [A; 2] {
+pub fn addresses<A: Family>(ctx: &TcContext, parsed: &Parsed<A>) -> Addresses<A> {
     if parsed.ports == Ports::Error
-        && let Some(addresses) = ctx.read::<[A; 2]>(ETHERNET + A::ADDRESSES)
+        && let Some(addresses) = ctx.read(ETHERNET + A::ADDRESSES)
     {
         return addresses;
     }
-    [parsed.tuple.source, parsed.tuple.destination]
+    Addresses {
+        source: parsed.tuple.source,
+        destination: parsed.tuple.destination,
+    }
 }
 
 /// Makes the packet carry the tuple `becomes`, with the checksums of IP and layer 4 kept right.
@@ -93,20 +132,17 @@ pub fn rewrite<A: Family>(
     becomes: &Tuple<A>,
 ) -> Result<(), DropReason> {
     events::count(Path::Translated, ctx.length());
-    let failed = |_| DropReason::RewriteFailed;
     if parsed.ports == Ports::Error {
-        error_message::rewrite(ctx, parsed, becomes).map_err(failed)?;
+        error_message::rewrite(ctx, parsed, becomes)?;
     } else {
         if !parsed.later_fragment {
-            rewrite_ports(ctx, parsed, becomes).map_err(failed)?;
+            rewrite_ports(ctx, parsed, becomes)?;
         }
-        let from = [parsed.tuple.source, parsed.tuple.destination];
-        let checksum = if parsed.later_fragment {
-            None
-        } else {
-            layer4_checksum(parsed)
+        let (offset, flags) = match layer4_checksum(parsed) {
+            Some(checksum) if !parsed.later_fragment => checksum,
+            _ => (0, 0),
         };
-        rewrite_addresses(ctx, from, [becomes.source, becomes.destination], checksum).map_err(failed)?;
+        rewrite_addresses(ctx, &parsed.tuple, becomes, offset, flags)?;
     }
     parsed.tuple = *becomes;
     Ok(())
@@ -124,27 +160,46 @@ fn layer4_checksum<A: Family>(parsed: &Parsed<A>) -> Option<(usize, u64)> {
     }
 }
 
-/// Writes the header's addresses, and updates the header's checksum and the one at the offset given.
-#[inline(always)]
+/// Writes the addresses of `to` into the header, and updates the header's checksum and the one at `layer4`, if that is
+/// not zero.
+///
+/// # Errors
+/// [`DropReason::RewriteFailed`] when the packet cannot be written.
+#[inline(never)]
 pub fn rewrite_addresses<A: Family>(
     ctx: &TcContext,
-    mut from: [A; 2],
-    mut to: [A; 2],
-    layer4: Option<(usize, u64)>,
-) -> Result<(), i64> {
-    let size = size_of::<[A; 2]>() as u32;
-    // SAFETY: both buffers are on the stack and have the size given, a multiple of four.
-    let difference = unsafe { bpf_csum_diff((&raw mut from).cast(), size, (&raw mut to).cast(), size, 0) };
-    if difference < 0 {
-        return Err(difference);
-    }
-    if let Some((offset, flags)) = layer4 {
-        ctx.l4_csum_replace(offset, 0, difference as u64, flags | pseudo_header::<A>())?;
+    from: &Tuple<A>,
+    to: &Tuple<A>,
+    layer4: usize,
+    flags: u64,
+) -> Result<(), DropReason> {
+    let difference = difference(from, to)?;
+    if layer4 != 0 {
+        ctx.l4_csum_replace(layer4, 0, difference, flags | pseudo_header::<A>())
+            .map_err(failed)?;
     }
     if A::HAS_CHECKSUM {
-        ctx.l3_csum_replace(ETHERNET + 10, 0, difference as u64, 0)?;
+        ctx.l3_csum_replace(ETHERNET + 10, 0, difference, 0)
+            .map_err(failed)?;
     }
-    ctx.store(ETHERNET + A::ADDRESSES, &to, 0)
+    // SAFETY: a tuple begins with both addresses, see `difference`.
+    let addresses = unsafe { &*(&raw const *to).cast::<Addresses<A>>() };
+    ctx.store(ETHERNET + A::ADDRESSES, addresses, 0).map_err(failed)
+}
+
+/// The difference that other addresses make to a checksum.
+///
+/// # Errors
+/// [`DropReason::RewriteFailed`] when the kernel refuses.
+#[inline(always)]
+pub fn difference<A: Family>(from: &Tuple<A>, to: &Tuple<A>) -> Result<u64, DropReason> {
+    const { assert!(core::mem::offset_of!(Tuple<A>, destination) == size_of::<A>()) };
+    // A tuple begins with both addresses.
+    let size = 2 * size_of::<A>() as u32;
+    let (old, new) = ((&raw const *from).cast_mut(), (&raw const *to).cast_mut());
+    // SAFETY: both tuples are longer than the size given, a multiple of four, and the helper only reads them.
+    let difference = unsafe { bpf_csum_diff(old.cast(), size, new.cast(), size, 0) };
+    u64::try_from(difference).map_err(|_| DropReason::RewriteFailed)
 }
 
 /// Flags of an update of a checksum that covers the pseudo header.
@@ -159,7 +214,11 @@ pub fn pseudo_header<A: Family>() -> u64 {
 }
 
 #[inline(always)]
-fn rewrite_ports<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, becomes: &Tuple<A>) -> Result<(), i64> {
+fn rewrite_ports<A: Family>(
+    ctx: &TcContext,
+    parsed: &Parsed<A>,
+    becomes: &Tuple<A>,
+) -> Result<(), DropReason> {
     let old = &parsed.tuple;
     match parsed.ports {
         Ports::None | Ports::Error => Ok(()),
@@ -170,15 +229,13 @@ fn rewrite_ports<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, becomes: &Tuple
                 return Ok(());
             }
             if old.protocol == PROTOCOL_SCTP {
-                return match super::sctp::rewrite_ports(ctx, parsed.layer4, parsed.end, from, to) {
-                    0 => Ok(()),
-                    error => Err(error),
-                };
+                return super::sctp::rewrite_ports(ctx, parsed.layer4, parsed.end, from, to);
             }
             if let Some((offset, flags)) = layer4_checksum(parsed) {
-                ctx.l4_csum_replace(offset, u64::from(from), u64::from(to), flags | 4)?;
+                ctx.l4_csum_replace(offset, u64::from(from), u64::from(to), flags | 4)
+                    .map_err(failed)?;
             }
-            ctx.store(parsed.layer4, &to, 0)
+            ctx.store(parsed.layer4, &to, 0).map_err(failed)
         }
         Ports::EchoRequest => rewrite_identifier(ctx, parsed, old.source_port, becomes.source_port),
         Ports::EchoReply => rewrite_identifier(ctx, parsed, old.destination_port, becomes.destination_port),
@@ -194,7 +251,12 @@ pub fn port_pair(source: u16, destination: u16) -> u32 {
 }
 
 #[inline(always)]
-fn rewrite_identifier<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, from: u16, to: u16) -> Result<(), i64> {
+fn rewrite_identifier<A: Family>(
+    ctx: &TcContext,
+    parsed: &Parsed<A>,
+    from: u16,
+    to: u16,
+) -> Result<(), DropReason> {
     if from == to {
         return Ok(());
     }
@@ -203,8 +265,9 @@ fn rewrite_identifier<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, from: u16,
         u64::from(from.to_be()),
         u64::from(to.to_be()),
         2,
-    )?;
-    ctx.store(parsed.layer4 + 4, &to.to_be_bytes(), 0)
+    )
+    .map_err(failed)?;
+    ctx.store(parsed.layer4 + 4, &to.to_be_bytes(), 0).map_err(failed)
 }
 
 /// Puts the packet into a local pod's namespace.
@@ -276,7 +339,7 @@ pub fn to_tunnel<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config
 ///
 /// # Errors
 /// [`DropReason::NoTunnelRoute`] when the kernel refuses.
-#[inline(always)]
+#[inline(never)]
 pub fn set_tunnel(ctx: &TcContext, route: &Route) -> Result<(), DropReason> {
     // SAFETY: integers only, for which zero is a value.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };

@@ -3,9 +3,10 @@
 use super::{events, family::Family, service};
 use crate::{
     Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
+    config::CONFIG_FLOWS,
     conntrack::{KIND_SERVICE, Tuple},
     event::{DropReason, EVENT_FLOW, Path},
-    service::{SCOPE_INTERNAL, Service, SocketKey, SocketOrigin},
+    service::{Backend, SCOPE_INTERNAL, Service, SocketKey, SocketOrigin},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -179,54 +180,79 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
     let Some(service) = service::find(address, port, protocol, SCOPE_INTERNAL) else {
         return ALLOW;
     };
-    let cookie = cookie(ctx);
     let number = if connecting {
         service::random()
     } else {
-        spread(cookie, &service)
+        spread(cookie(ctx), service)
     };
     // SAFETY: the kernel hands a valid context.
     let client = service::namespace(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
-    let choice = match service::choose::<A>(&service, &client, number) {
+    let choice = match service::choose::<A>(service, &client, number) {
         Ok(choice) => choice,
         Err(DropReason::NoBackend) => return refuse(DropReason::SocketRefused),
         Err(reason) => return refuse(reason),
     };
+    let asked = Asked {
+        address,
+        port,
+        protocol,
+    };
     let backend = choice.backend;
+    remember(ctx, &asked, backend);
+    backend.address.write(sock, kind);
+    set_port(sock, backend.port);
+    events::count(Path::Socket, 0);
+    ALLOW
+}
+
+/// What a socket's owner asked for.
+struct Asked<A> {
+    address: A,
+    port: u16,
+    protocol: u8,
+}
+
+/// Remembers it, for the hooks that show it again, and reports it when it is new.
+#[inline(never)]
+fn remember<A: Family>(ctx: &SockAddrContext, asked: &Asked<A>, backend: &Backend<A>) {
     let key = SocketKey {
-        cookie,
+        cookie: cookie(ctx),
         address: backend.address,
         port: backend.port,
         _pad: 0,
     };
     // SAFETY: only compared.
     let known = unsafe { A::sockets().get(key) }
-        .is_some_and(|origin| origin.port == port && origin.address.same(address));
-    if !known {
-        let origin = SocketOrigin {
-            address,
-            port,
-            _pad: 0,
-        };
-        // A refusal costs the socket only the service's name in `getpeername` and `recvmsg`.
-        let _ = A::sockets().insert(key, origin, 0);
-        let asked = Tuple {
-            destination: address,
-            destination_port: port,
-            protocol,
-            ..Tuple::default()
-        };
-        let becomes = Tuple {
-            destination: backend.address,
-            destination_port: backend.port,
-            ..asked
-        };
-        events::flow(&asked, &becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
+        .is_some_and(|origin| origin.port == asked.port && origin.address.same(asked.address));
+    if known {
+        return;
     }
-    backend.address.write(sock, kind);
-    set_port(sock, backend.port);
-    events::count(Path::Socket, 0);
-    ALLOW
+    let origin = SocketOrigin {
+        address: asked.address,
+        port: asked.port,
+        _pad: 0,
+    };
+    // A refusal costs the socket only the service's name in `getpeername` and `recvmsg`.
+    let _ = A::sockets().insert(key, origin, 0);
+    if events::listening(CONFIG_FLOWS) {
+        report(asked, backend);
+    }
+}
+
+#[inline(never)]
+fn report<A: Family>(asked: &Asked<A>, backend: &Backend<A>) {
+    let tuple = Tuple {
+        destination: asked.address,
+        destination_port: asked.port,
+        protocol: asked.protocol,
+        ..Tuple::default()
+    };
+    let becomes = Tuple {
+        destination: backend.address,
+        destination_port: backend.port,
+        ..tuple
+    };
+    events::flow(&tuple, &becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
 }
 
 #[inline(always)]

@@ -5,9 +5,10 @@ use aya_ebpf::{bindings::TC_ACT_OK, btf_maps::lpm_trie::Key, programs::TcContext
 use super::{
     family::Family,
     parse::{Bytes as _, ETHER_TYPE, ETHERNET},
-    skb, uplink,
+    skb::{self, Addresses},
+    uplink,
 };
-use crate::{Address4, Address6, config::Route, conntrack::Tuple, event::DropReason};
+use crate::{Address4, Address6, config::Route, event::DropReason};
 
 /// Where the tunnel leads for a destination, if it does.
 #[inline(always)]
@@ -49,14 +50,14 @@ pub fn egress(ctx: &TcContext) -> i32 {
     if verdict == TC_ACT_OK
         && let Err(reason) = addressed
     {
-        return skb::refuse(ctx, reason, &Tuple::<Address4>::default());
+        return skb::refuse_unread(ctx, reason);
     }
     verdict
 }
 
-#[inline(always)]
+#[inline(never)]
 fn address<A: Family>(ctx: &TcContext) -> Result<(), DropReason> {
-    let Some([_, destination]) = ctx.read::<[A; 2]>(ETHERNET + A::ADDRESSES) else {
+    let Some(Addresses::<A> { destination, .. }) = ctx.read(ETHERNET + A::ADDRESSES) else {
         return Err(DropReason::Malformed);
     };
     let Some(route) = route(destination) else {

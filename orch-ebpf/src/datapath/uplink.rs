@@ -7,7 +7,8 @@ use super::{
     family::{Family, endpoint, in_cluster, node_kind},
     nat,
     parse::{Bytes as _, ETHER_TYPE, Parsed},
-    pod, policy, skb,
+    pod, policy,
+    skb::{self, Addresses},
 };
 use crate::{
     Address4, Address6,
@@ -28,7 +29,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         Some(Address6::ETHER_TYPE) => from_outside::<Address6>(ctx, config),
         Some(announce::ARP) => announce::arp(ctx).unwrap_or_else(|| skb::pass(ctx)),
         Some(_) => skb::pass(ctx),
-        None => skb::refuse(ctx, DropReason::Malformed, &Tuple::<Address4>::default()),
+        None => skb::refuse_unread(ctx, DropReason::Malformed),
     }
 }
 
@@ -37,28 +38,28 @@ pub fn ingress(ctx: &TcContext) -> i32 {
 pub fn from_outside<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
     let parsed = match skb::parse::<A>(ctx) {
         Ok(parsed) => parsed,
-        Err(reason) => return skb::refuse(ctx, reason, &Tuple::<A>::default()),
+        Err(reason) => return skb::refuse_unread(ctx, reason),
     };
     if let Some(verdict) = announce::solicitation(ctx, parsed) {
         return verdict;
     }
-    let arrived = parsed.tuple;
+    let arrived = parsed.tuple.destination;
     let (becomes, reply) = match decide(config, parsed) {
         Ok(decision) => decision,
         // The node's own address on a port without backends: its stack says so to the client.
-        Err(DropReason::NoBackend) if node_kind(arrived.destination) == NODE_LOCAL => {
+        Err(DropReason::NoBackend) if node_kind(arrived) == NODE_LOCAL => {
             events::count_refusal(DropReason::NoBackend, ctx.length());
             return skb::pass(ctx);
         }
-        Err(reason) => return skb::refuse(ctx, reason, &arrived),
+        Err(reason) => return skb::refuse(ctx, reason, &parsed.tuple),
     };
     let translated = becomes.is_some();
-    if let Some(becomes) = &becomes
+    if let Some(becomes) = becomes
         && let Err(reason) = skb::rewrite(ctx, parsed, becomes)
     {
-        return skb::refuse(ctx, reason, &arrived);
+        return skb::refuse(ctx, reason, &parsed.tuple);
     }
-    let [_, destination] = skb::addresses(ctx, parsed);
+    let Addresses { destination, .. } = skb::addresses(ctx, parsed);
     if let Some(to) = endpoint(destination) {
         if !reply && let Err(reason) = policy::judge(parsed, &parsed.tuple, None, Some(to)) {
             return skb::refuse(ctx, reason, &parsed.tuple);
@@ -67,25 +68,28 @@ pub fn from_outside<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
     }
     if translated && node_kind(destination) != NODE_LOCAL {
         if config.tunnel_ifindex != 0 && super::tunnel::route(destination).is_some() {
-            return pod::onward(ctx, config, parsed, destination);
+            return pod::onward(ctx, config, parsed);
         }
         return skb::to_node(ctx, parsed, config);
     }
     if !translated && announce::is_announced(destination) {
-        return skb::refuse(ctx, DropReason::NoService, &arrived);
+        return skb::refuse(ctx, DropReason::NoService, &parsed.tuple);
     }
     skb::pass(ctx)
 }
 
 /// What the packet becomes, if anything, and whether it answers a known flow.
 #[inline(always)]
-fn decide<A: Family>(config: &Config, parsed: &Parsed<A>) -> Result<(Option<Tuple<A>>, bool), DropReason> {
+fn decide<A: Family>(
+    config: &Config,
+    parsed: &Parsed<A>,
+) -> Result<(Option<&'static Tuple<A>>, bool), DropReason> {
     let tuple = &parsed.tuple;
     if let Some(known) = conntrack::find(parsed) {
         if known.kind != KIND_SERVICE && known.kind != KIND_MASQUERADE {
-            return Ok((None, known.reply));
+            return Ok((None, conntrack::is_reply(known)));
         }
-        return Ok((Some(known.becomes), known.reply));
+        return Ok((Some(&known.becomes), conntrack::is_reply(known)));
     }
     if !parsed.opens() || in_cluster(config, tuple.destination) {
         return Ok((None, false));
@@ -93,8 +97,9 @@ fn decide<A: Family>(config: &Config, parsed: &Parsed<A>) -> Result<(Option<Tupl
     let Some(choice) = nat::choose_external(parsed)? else {
         return Ok((None, false));
     };
-    let becomes = nat::open_service(config, parsed, &choice, SCOPE_EXTERNAL)?;
-    events::flow(tuple, &becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
+    let becomes = nat::towards(tuple, &choice).ok_or(DropReason::ConntrackFull)?;
+    nat::open_service(config, parsed, &choice, becomes, SCOPE_EXTERNAL)?;
+    events::flow(tuple, becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
     Ok((Some(becomes), false))
 }
 
@@ -116,18 +121,18 @@ pub fn egress(ctx: &TcContext) -> i32 {
 pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool) -> i32 {
     let parsed = match skb::parse::<A>(ctx) {
         Ok(parsed) => parsed,
-        Err(reason) => return skb::refuse(ctx, reason, &Tuple::<A>::default()),
+        Err(reason) => return skb::refuse_unread(ctx, reason),
     };
-    let tuple = parsed.tuple;
+    let tuple = &parsed.tuple;
     let becomes = if let Some(known) = conntrack::find(parsed) {
-        known.becomes
-    } else if masquerade && parsed.opens() && leaves_cluster(config, &tuple) {
+        &known.becomes
+    } else if masquerade && !parsed.later_fragment && leaves_cluster(config, tuple) {
         match nat::open_masquerade(config, parsed) {
             Ok(becomes) => {
-                events::flow(&tuple, &becomes, EVENT_FLOW, u32::from(KIND_MASQUERADE), 0);
+                events::flow(tuple, becomes, EVENT_FLOW, u32::from(KIND_MASQUERADE), 0);
                 becomes
             }
-            Err(reason) => return skb::refuse(ctx, reason, &tuple),
+            Err(reason) => return skb::refuse(ctx, reason, tuple),
         }
     } else {
         return skb::pass(ctx);
@@ -137,9 +142,9 @@ pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool)
     // A new destination would leave by the wrong way.
     if same_destination
         && !becomes.source.same(tuple.source)
-        && let Err(reason) = skb::rewrite(ctx, parsed, &becomes)
+        && let Err(reason) = skb::rewrite(ctx, parsed, becomes)
     {
-        return skb::refuse(ctx, reason, &tuple);
+        return skb::refuse(ctx, reason, &parsed.tuple);
     }
     skb::pass(ctx)
 }

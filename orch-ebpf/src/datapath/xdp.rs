@@ -14,7 +14,7 @@ use aya_ebpf::{
 use super::{
     checksum::Sum,
     conntrack, events,
-    family::{Family, keep, node_kind, word},
+    family::{Family, node_kind, packet, word},
     nat,
     parse::{Bytes, ETHER_TYPE, ETHERNET, Parsed, Ports},
 };
@@ -40,15 +40,30 @@ impl Bytes for XdpContext {
 
     #[inline(always)]
     fn length(&self) -> usize {
-        self.data_end() - self.data()
+        end(self) - start(self)
     }
+}
+
+/// Where the packet starts. Volatile, since a verifier does not let a function have these two as its arguments, which
+/// is what a compiler makes of what is read at a function's start.
+#[inline(always)]
+fn start(ctx: &XdpContext) -> usize {
+    // SAFETY: the kernel hands a valid context.
+    (unsafe { (&raw const (*ctx.ctx).data).read_volatile() }) as usize
+}
+
+/// Where the packet ends.
+#[inline(always)]
+fn end(ctx: &XdpContext) -> usize {
+    // SAFETY: as above.
+    (unsafe { (&raw const (*ctx.ctx).data_end).read_volatile() }) as usize
 }
 
 /// A pointer to a value in the packet, if the packet is as long.
 #[inline(always)]
 fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
-    let start = ctx.data() + offset;
-    if start + size_of::<T>() > ctx.data_end() {
+    let start = start(ctx) + offset;
+    if start + size_of::<T>() > end(ctx) {
         return None;
     }
     Some(start as *mut T)
@@ -75,12 +90,13 @@ fn balance<A: Family>(ctx: &XdpContext, config: &Config) -> u32 {
 /// `None` leaves the packet, as it came, to the next program.
 #[inline(always)]
 fn reflect<A: Family>(ctx: &XdpContext, config: &Config) -> Option<u32> {
-    let seen;
+    let mut seen;
     // What IPv4 says fits on the stack, which is quicker.
     let parsed = if A::BITS == 128 {
         &*parse_apart::<A>(ctx)?
     } else {
-        seen = A::parse::<false>(ctx).ok()?;
+        seen = Parsed::NONE;
+        A::parse::<false>(ctx, &mut seen).ok()?;
         &seen
     };
     let layer4 = layer4_checksum(parsed)?;
@@ -123,15 +139,17 @@ fn send_apart<A: Family>(
 /// As [`Family::parse`], on a stack of its own.
 #[inline(never)]
 fn parse_apart<A: Family>(ctx: &XdpContext) -> Option<&'static mut Parsed<A>> {
-    keep(A::parse::<false>(ctx).ok()?)
+    let parsed = packet::<A>()?;
+    A::parse::<false>(ctx, parsed).ok()?;
+    Some(parsed)
 }
 
-/// Where the checksum of TCP or UDP is; other protocols are left to tc.
+/// Offset of the checksum of TCP or UDP in its header; other protocols are left to tc.
 #[inline(always)]
 fn layer4_checksum<A: Family>(parsed: &Parsed<A>) -> Option<usize> {
     match (parsed.tuple.protocol, parsed.ports) {
-        (PROTOCOL_TCP, Ports::Both) => Some(parsed.layer4 + 16),
-        (PROTOCOL_UDP, Ports::Both) => Some(parsed.layer4 + 6),
+        (PROTOCOL_TCP, Ports::Both) => Some(16),
+        (PROTOCOL_UDP, Ports::Both) => Some(6),
         _ => None,
     }
 }
@@ -152,8 +170,9 @@ fn open<A: Family>(
     {
         return None;
     }
-    let becomes = nat::open_service(config, parsed, &choice, SCOPE_EXTERNAL).ok()?;
-    events::flow(&parsed.tuple, &becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
+    let becomes = nat::towards(&parsed.tuple, &choice)?;
+    nat::open_service(config, parsed, &choice, becomes, SCOPE_EXTERNAL).ok()?;
+    events::flow(&parsed.tuple, becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
     let entry = conntrack::entry(parsed)?;
     find_hop(ctx, config, entry);
     Some(entry)
@@ -210,8 +229,8 @@ fn send<A: Family>(ctx: &XdpContext, parsed: &Parsed<A>, entry: &Conntrack<A>, l
     let macs = at::<[u8; 12]>(ctx, 0)?;
     let addresses = at::<[A; 2]>(ctx, ETHERNET + A::ADDRESSES)?;
     let ttl = at::<u8>(ctx, ETHERNET + A::TTL)?;
-    let ports = at::<[u16; 2]>(ctx, parsed.layer4)?;
-    let checksum = at::<u16>(ctx, layer4)?;
+    let ports = at::<[u16; 2]>(ctx, ETHERNET + A::HEADER)?;
+    let checksum = at::<u16>(ctx, ETHERNET + A::HEADER + layer4)?;
     let change = Sum::default()
         .replace_address(&from.source, &becomes.source)
         .replace_address(&from.destination, &becomes.destination);

@@ -16,7 +16,7 @@ const ECHO_REQUEST: u8 = 8;
 const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
 
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy)]
 struct Header {
     version_and_length: u8,
@@ -41,7 +41,10 @@ impl Header {
 /// Reads the headers. With `WHOLE` unset, what the quick path does not handle (options, fragments, errors) is
 /// answered with [`DropReason::HeaderChain`], for the caller to leave to the whole path.
 #[inline(always)]
-pub fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Address4>, DropReason> {
+pub fn parse<const WHOLE: bool>(
+    packet: &impl Bytes,
+    parsed: &mut Parsed<Address4>,
+) -> Result<(), DropReason> {
     let Some(header) = packet.read::<Header>(ETHERNET) else {
         return Err(DropReason::Malformed);
     };
@@ -59,7 +62,7 @@ pub fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Address4>,
     if !WHOLE && (header.version_and_length != 0x45 || fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0) {
         return Err(DropReason::HeaderChain);
     }
-    let mut parsed = Parsed {
+    *parsed = Parsed {
         tuple: Tuple {
             source: header.source,
             destination: header.destination,
@@ -92,11 +95,11 @@ pub fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Address4>,
             parsed.tuple.source_port = ports.source_port;
             parsed.tuple.destination_port = ports.destination_port;
         }
-        return Ok(parsed);
+        return Ok(());
     }
     let end = parsed.end;
     let layer4 = if header.protocol == PROTOCOL_ICMP {
-        icmp::<WHOLE>(packet, &mut parsed, end)?
+        icmp::<WHOLE>(packet, parsed.layer4, end)?
     } else {
         ports(packet, header.protocol, parsed.layer4, end)?
     };
@@ -114,19 +117,15 @@ pub fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Address4>,
         // A full map evicts; a refusal loses only the datagram's later fragments.
         let _ = Address4::fragments().insert(key, ports, 0);
     }
-    Ok(parsed)
+    Ok(())
 }
 
 #[inline(always)]
-fn icmp<const WHOLE: bool>(
-    packet: &impl Bytes,
-    parsed: &mut Parsed<Address4>,
-    end: usize,
-) -> Result<Layer4, DropReason> {
-    if parsed.layer4 + 8 > end {
+fn icmp<const WHOLE: bool>(packet: &impl Bytes, layer4: usize, end: usize) -> Result<Layer4, DropReason> {
+    if layer4 + 8 > end {
         return Err(DropReason::Malformed);
     }
-    let Some(header) = packet.read::<[u8; 8]>(parsed.layer4) else {
+    let Some(header) = packet.read::<[u8; 8]>(layer4) else {
         return Err(DropReason::Malformed);
     };
     let identifier = u16::from_be_bytes([header[4], header[5]]);
@@ -141,43 +140,36 @@ fn icmp<const WHOLE: bool>(
             ports: Ports::EchoReply,
             ..NOTHING
         }),
-        UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM if WHOLE => Ok(quoted(packet, parsed)),
+        UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM if WHOLE => Ok(Layer4 {
+            ports: Ports::Error,
+            ..NOTHING
+        }),
         UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM => Err(DropReason::HeaderChain),
         _ => Ok(NOTHING),
     }
 }
 
-/// An error's tuple. One that quotes less than a header and eight bytes is about no flow that can be found.
+/// Makes an error's tuple. One that quotes less than a header and eight bytes is about no flow that can be found.
 #[inline(always)]
-fn quoted(packet: &impl Bytes, parsed: &mut Parsed<Address4>) -> Layer4 {
+pub fn quoted(packet: &impl Bytes, parsed: &mut Parsed<Address4>) {
+    parsed.ports = Ports::None;
     let inner = parsed.layer4 + 8;
     let Some(header) = packet.read::<Header>(inner) else {
-        return NOTHING;
+        return;
     };
     let offset_bits = u16::from_be_bytes(header.fragment) & FRAGMENT_OFFSET;
     if header.version_and_length >> 4 != 4 || header.length() < size_of::<Header>() || offset_bits != 0 {
-        return NOTHING;
+        return;
     }
-    let found = quoted_ports(
-        packet,
-        header.protocol,
-        PROTOCOL_ICMP,
-        ECHO_REQUEST,
-        inner + header.length(),
-    );
+    let layer4 = inner + header.length();
+    let found = quoted_ports(packet, header.protocol, PROTOCOL_ICMP, ECHO_REQUEST, layer4);
     let Some((source_port, destination_port)) = found else {
-        return NOTHING;
+        return;
     };
-    parsed.tuple = Tuple {
-        source: header.destination,
-        destination: header.source,
-        source_port: destination_port,
-        destination_port: source_port,
-        protocol: header.protocol,
-        _pad: [0; 3],
-    };
-    Layer4 {
-        ports: Ports::Error,
-        ..NOTHING
-    }
+    parsed.ports = Ports::Error;
+    parsed.tuple.source = header.destination;
+    parsed.tuple.destination = header.source;
+    parsed.tuple.source_port = destination_port;
+    parsed.tuple.destination_port = source_port;
+    parsed.tuple.protocol = header.protocol;
 }

@@ -3,7 +3,7 @@
 use super::{Bytes, ETHERNET, Layer4, NOTHING, Parsed, Ports, ports, quoted_ports};
 use crate::{
     Address6, PROTOCOL_ICMPV6,
-    conntrack::{Fragment, FragmentKey, Tuple},
+    conntrack::{Fragment, FragmentKey},
     datapath::family::Family as _,
     event::DropReason,
 };
@@ -20,7 +20,7 @@ const PARAMETER_PROBLEM: u8 = 4;
 const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
 
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy)]
 struct Header {
     version: [u8; 4],
@@ -89,7 +89,10 @@ fn follow(packet: &impl Bytes, first: u8, start: usize) -> Result<Chain, DropRea
 /// Reads the headers. With `WHOLE` unset, what the quick path does not handle (extension headers, errors) is answered
 /// with [`DropReason::HeaderChain`], for the caller to leave to the whole path.
 #[inline(always)]
-pub fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Address6>, DropReason> {
+pub fn parse<const WHOLE: bool>(
+    packet: &impl Bytes,
+    parsed: &mut Parsed<Address6>,
+) -> Result<(), DropReason> {
     let Some(header) = packet.read::<Header>(ETHERNET) else {
         return Err(DropReason::Malformed);
     };
@@ -109,46 +112,32 @@ pub fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Address6>,
             fragment: None,
         }
     };
-    let mut parsed = Parsed {
-        tuple: Tuple {
-            source: header.source,
-            destination: header.destination,
-            source_port: 0,
-            destination_port: 0,
-            protocol: chain.protocol,
-            _pad: [0; 3],
-        },
-        layer4: chain.layer4,
-        // A payload length of zero is a packet over 64 KiB in one buffer, or a jumbogram (RFC 2675).
-        end: if payload == 0 {
-            packet.length()
-        } else {
-            payload + start
-        },
-        ports: Ports::None,
-        tcp_flags: 0,
-        ttl: header.hop_limit,
-        later_fragment: chain.fragment.is_some_and(|(offset, _)| offset & !7 != 0),
+    parsed.tuple.source = header.source;
+    parsed.tuple.destination = header.destination;
+    parsed.tuple.source_port = 0;
+    parsed.tuple.destination_port = 0;
+    parsed.tuple.protocol = chain.protocol;
+    parsed.tuple._pad = [0; 3];
+    parsed.layer4 = chain.layer4;
+    // A payload length of zero is a packet over 64 KiB in one buffer, or a jumbogram (RFC 2675).
+    parsed.end = if payload == 0 {
+        packet.length()
+    } else {
+        payload + start
     };
-    let key = |identification| FragmentKey {
-        source: header.source,
-        destination: header.destination,
-        identification,
-        protocol: u32::from(chain.protocol),
-    };
+    parsed.ports = Ports::None;
+    parsed.tcp_flags = 0;
+    parsed.ttl = header.hop_limit;
+    parsed.later_fragment = chain.fragment.is_some_and(|(offset, _)| offset & !7 != 0);
     if let Some((_, identification)) = chain.fragment
         && parsed.later_fragment
     {
-        // SAFETY: see the IPv4 side.
-        if let Some(ports) = unsafe { Address6::fragments().get(key(identification)) } {
-            parsed.tuple.source_port = ports.source_port;
-            parsed.tuple.destination_port = ports.destination_port;
-        }
-        return Ok(parsed);
+        recall(parsed, identification);
+        return Ok(());
     }
     let end = parsed.end;
     let layer4 = if chain.protocol == PROTOCOL_ICMPV6 {
-        icmp::<WHOLE>(packet, &mut parsed, end)?
+        icmp::<WHOLE>(packet, parsed.layer4, end)?
     } else {
         ports(packet, chain.protocol, parsed.layer4, end)?
     };
@@ -161,26 +150,48 @@ pub fn parse<const WHOLE: bool>(packet: &impl Bytes) -> Result<Parsed<Address6>,
     if let Some((offset, identification)) = chain.fragment
         && offset & 1 != 0
     {
-        let ports = Fragment {
-            source_port: parsed.tuple.source_port,
-            destination_port: parsed.tuple.destination_port,
-        };
-        // A full map evicts; a refusal loses only the datagram's later fragments.
-        let _ = Address6::fragments().insert(key(identification), ports, 0);
+        remember(parsed, identification);
     }
-    Ok(parsed)
+    Ok(())
+}
+
+/// A later fragment's ports.
+#[inline(never)]
+fn recall(parsed: &mut Parsed<Address6>, identification: u32) {
+    // SAFETY: see the IPv4 side.
+    if let Some(ports) = unsafe { Address6::fragments().get(key(parsed, identification)) } {
+        parsed.tuple.source_port = ports.source_port;
+        parsed.tuple.destination_port = ports.destination_port;
+    }
+}
+
+/// Remembers a first fragment's ports.
+#[inline(never)]
+fn remember(parsed: &Parsed<Address6>, identification: u32) {
+    let ports = Fragment {
+        source_port: parsed.tuple.source_port,
+        destination_port: parsed.tuple.destination_port,
+    };
+    // A full map evicts; a refusal loses only the datagram's later fragments.
+    let _ = Address6::fragments().insert(key(parsed, identification), ports, 0);
 }
 
 #[inline(always)]
-fn icmp<const WHOLE: bool>(
-    packet: &impl Bytes,
-    parsed: &mut Parsed<Address6>,
-    end: usize,
-) -> Result<Layer4, DropReason> {
-    if parsed.layer4 + 8 > end {
+fn key(parsed: &Parsed<Address6>, identification: u32) -> FragmentKey<Address6> {
+    FragmentKey {
+        source: parsed.tuple.source,
+        destination: parsed.tuple.destination,
+        identification,
+        protocol: u32::from(parsed.tuple.protocol),
+    }
+}
+
+#[inline(always)]
+fn icmp<const WHOLE: bool>(packet: &impl Bytes, layer4: usize, end: usize) -> Result<Layer4, DropReason> {
+    if layer4 + 8 > end {
         return Err(DropReason::Malformed);
     }
-    let Some(header) = packet.read::<[u8; 8]>(parsed.layer4) else {
+    let Some(header) = packet.read::<[u8; 8]>(layer4) else {
         return Err(DropReason::Malformed);
     };
     let identifier = u16::from_be_bytes([header[4], header[5]]);
@@ -196,40 +207,33 @@ fn icmp<const WHOLE: bool>(
             ..NOTHING
         }),
         // Packet too big and time exceeded are between these two.
-        UNREACHABLE..=PARAMETER_PROBLEM if WHOLE => Ok(quoted(packet, parsed)),
+        UNREACHABLE..=PARAMETER_PROBLEM if WHOLE => Ok(Layer4 {
+            ports: Ports::Error,
+            ..NOTHING
+        }),
         UNREACHABLE..=PARAMETER_PROBLEM => Err(DropReason::HeaderChain),
         _ => Ok(NOTHING),
     }
 }
 
-/// An error's tuple. A quoted packet with extension headers is about no flow that can be found.
+/// Makes an error's tuple. A quoted packet with extension headers is about no flow that can be found.
 #[inline(always)]
-fn quoted(packet: &impl Bytes, parsed: &mut Parsed<Address6>) -> Layer4 {
+pub fn quoted(packet: &impl Bytes, parsed: &mut Parsed<Address6>) {
+    parsed.ports = Ports::None;
     let inner = parsed.layer4 + 8;
     let Some(header) = packet.read::<Header>(inner) else {
-        return NOTHING;
+        return;
     };
     let protocol = header.next_header;
-    let found = quoted_ports(
-        packet,
-        protocol,
-        PROTOCOL_ICMPV6,
-        ECHO_REQUEST,
-        inner + size_of::<Header>(),
-    );
+    let layer4 = inner + size_of::<Header>();
+    let found = quoted_ports(packet, protocol, PROTOCOL_ICMPV6, ECHO_REQUEST, layer4);
     let Some((source_port, destination_port)) = found.filter(|_| header.version[0] >> 4 == 6) else {
-        return NOTHING;
+        return;
     };
-    parsed.tuple = Tuple {
-        source: header.destination,
-        destination: header.source,
-        source_port: destination_port,
-        destination_port: source_port,
-        protocol,
-        _pad: [0; 3],
-    };
-    Layer4 {
-        ports: Ports::Error,
-        ..NOTHING
-    }
+    parsed.ports = Ports::Error;
+    parsed.tuple.source = header.destination;
+    parsed.tuple.destination = header.source;
+    parsed.tuple.source_port = destination_port;
+    parsed.tuple.destination_port = source_port;
+    parsed.tuple.protocol = protocol;
 }

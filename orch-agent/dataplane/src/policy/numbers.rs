@@ -1,0 +1,172 @@
+//! Numbers for things of one kind: the same thing gets the same number again in the next life of the agent, as far
+//! as that can be, and a number stands for one thing only.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{Hash, Hasher},
+};
+
+/// FNV-1a: a hash that stays the same from one version of the agent to the next, unlike the standard library's.
+pub struct StableHasher(u64);
+
+impl Default for StableHasher {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for StableHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+/// The stable hash of a value.
+pub fn stable_hash(value: &impl Hash) -> u64 {
+    let mut hasher = StableHasher::default();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The numbers in use.
+#[derive(Debug)]
+pub struct Numbers {
+    first: u32,
+    used: HashSet<u32>,
+    /// Numbers found in the kernel, whose meaning is not known.
+    foreign: HashSet<u32>,
+    /// Numbers given up that the kernel may still hold.
+    resting: HashSet<u32>,
+}
+
+impl Numbers {
+    /// Numbers from `first` on.
+    pub fn new(first: u32) -> Self {
+        Self {
+            first,
+            used: HashSet::new(),
+            foreign: HashSet::new(),
+            resting: HashSet::new(),
+        }
+    }
+
+    /// The number that a thing with this hash would like.
+    pub fn wish(&self, hash: u64) -> u32 {
+        // The mixed high half: the low bits of FNV-1a alone are weak.
+        let mixed = (hash ^ (hash >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        u32::try_from(mixed >> 32)
+            .unwrap_or_default()
+            .max(self.first)
+    }
+
+    /// Tells what the kernel holds. Such numbers are given only to a thing for which they are known to stand.
+    pub fn set_foreign(&mut self, foreign: HashSet<u32>) {
+        self.foreign = foreign;
+    }
+
+    /// Gives a number; `known` says that the wished one stands for this very thing in the kernel.
+    pub fn take(&mut self, hash: u64, known: bool) -> u32 {
+        let mut number = self.wish(hash);
+        if !(known && self.foreign.remove(&number)) {
+            while self.used.contains(&number)
+                || self.foreign.contains(&number)
+                || self.resting.contains(&number)
+            {
+                number = number.wrapping_add(1).max(self.first);
+            }
+        }
+        self.used.insert(number);
+        number
+    }
+
+    /// Gives a number up; it is not given again before [`Self::rested`].
+    pub fn release(&mut self, number: u32) {
+        self.used.remove(&number);
+        self.resting.insert(number);
+    }
+
+    /// The kernel no longer holds what was given up, nor what was foreign, except for `held`.
+    pub fn rested(&mut self, held: &HashSet<u32>) {
+        self.resting.retain(|number| held.contains(number));
+        self.foreign.retain(|number| held.contains(number));
+    }
+}
+
+/// A count of users for each of the things in use.
+#[derive(Debug)]
+pub struct Counted<K>(HashMap<K, usize>);
+
+impl<K> Default for Counted<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Hash + Eq> Counted<K> {
+    /// Adds a user and says whether it is the first.
+    pub fn add(&mut self, key: K) -> bool {
+        let count = self.0.entry(key).or_default();
+        *count += 1;
+        *count == 1
+    }
+
+    /// Removes a user and says whether it was the last.
+    pub fn remove(&mut self, key: &K) -> bool {
+        match self.0.get_mut(key) {
+            Some(1) => {
+                self.0.remove(key);
+                true
+            }
+            Some(count) => {
+                *count -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Whether it has a user.
+    pub fn contains(&self, key: &K) -> bool {
+        self.0.contains_key(key)
+    }
+
+    /// What has users.
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.0.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_the_same_again_but_never_two_things() {
+        let mut numbers = Numbers::new(16);
+        let hash = stable_hash(&"web");
+        let first = numbers.take(hash, false);
+        assert_ne!(numbers.take(hash, false), first, "the same hash is not the same thing");
+        numbers.release(first);
+        assert_ne!(numbers.take(hash, false), first, "the kernel may still hold it");
+        numbers.rested(&HashSet::new());
+        assert_eq!(numbers.take(hash, false), first);
+    }
+
+    #[test]
+    fn a_number_of_the_kernel_is_kept_only_by_what_it_stands_for() {
+        let hash = stable_hash(&"web");
+        let mut numbers = Numbers::new(16);
+        let wish = numbers.wish(hash);
+        numbers.set_foreign(HashSet::from([wish]));
+        let stranger = numbers.take(hash, false);
+        assert_ne!(stranger, wish);
+        assert_eq!(numbers.take(hash, true), wish);
+        assert!(numbers.wish(0) >= 16);
+    }
+}
