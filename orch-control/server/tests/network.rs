@@ -166,9 +166,8 @@ async fn read_head(stream: &mut Tls<TcpStream>) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// A kubelet that answers `count` connections: logs with text, upgrades with an echo. Answers its port and, later,
-/// the requests it saw.
-async fn kubelet(cluster: &Cluster, count: usize) -> (u16, tokio::task::JoinHandle<Vec<String>>) {
+/// What a node's kubelet speaks TLS with.
+fn node_acceptor(cluster: &Cluster) -> tokio_rustls::TlsAcceptor {
     let serving = cluster
         .pki
         .issue_node("n1", &["127.0.0.1".parse().unwrap()])
@@ -189,7 +188,13 @@ async fn kubelet(cluster: &Cluster, count: usize) -> (u16, tokio::task::JoinHand
         .with_client_cert_verifier(verifier)
         .with_single_cert(certs, key)
         .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
+}
+
+/// A kubelet that answers `count` connections: logs with text, upgrades with an echo. Answers its port and, later,
+/// the requests it saw.
+async fn kubelet(cluster: &Cluster, count: usize) -> (u16, tokio::task::JoinHandle<Vec<String>>) {
+    let acceptor = node_acceptor(cluster);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let task = tokio::spawn(async move {
@@ -227,23 +232,36 @@ async fn kubelet(cluster: &Cluster, count: usize) -> (u16, tokio::task::JoinHand
     (port, task)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logs_and_upgrades_pass_through_to_the_kubelet() {
-    let cluster = Cluster::start().await;
-    let (port, task) = kubelet(&cluster, 3).await;
+/// A Node whose kubelet listens at `port` of this machine.
+async fn register(cluster: &Cluster, name: &str, port: u16) {
     cluster
-        .ok("POST", "/api/v1/nodes", r#"{"metadata":{"name":"n1"}}"#)
+        .ok(
+            "POST",
+            "/api/v1/nodes",
+            &json!({ "metadata": { "name": name } }).to_string(),
+        )
         .await;
     let status = json!({
-        "metadata": { "name": "n1" },
+        "metadata": { "name": name },
         "status": {
             "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }],
             "daemonEndpoints": { "kubeletEndpoint": { "Port": port } },
         },
     });
     cluster
-        .ok("PUT", "/api/v1/nodes/n1/status", &status.to_string())
+        .ok(
+            "PUT",
+            &format!("/api/v1/nodes/{name}/status"),
+            &status.to_string(),
+        )
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_and_upgrades_pass_through_to_the_kubelet() {
+    let cluster = Cluster::start().await;
+    let (port, task) = kubelet(&cluster, 3).await;
+    register(&cluster, "n1", port).await;
     cluster
         .ok("POST", "/api/v1/namespaces/default/pods", &pod("p", Some("n1")))
         .await;
@@ -380,5 +398,70 @@ async fn kubectl_knows_networking() {
             "kubectl {}: {output}",
             args.join(" ")
         );
+    }
+}
+
+/// An agent that connects to `server` whatever address of pod `p` is asked for, and to nothing else.
+async fn agent(cluster: &Cluster, server: std::net::SocketAddr) -> u16 {
+    let acceptor = node_acceptor(cluster);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut stream: Tls<TcpStream> = acceptor.accept(stream).await.unwrap().into();
+            let head = read_head(&mut stream).await;
+            let asked = head.split(' ').nth(1).unwrap();
+            let refusal = r#"{"kind":"Status","message":"dial tcp 10.1.2.4:80: connection refused"}"#;
+            let answer = match asked {
+                "/dial/default/p?ip=10.1.2.3&port=80" => {
+                    "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+                        .to_owned()
+                }
+                "/dial/default/closed?ip=10.1.2.4&port=80" => format!(
+                    "HTTP/1.1 500 Internal Server Error\r\nContent-Length: {}\r\n\r\n{refusal}",
+                    refusal.len()
+                ),
+                _ => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            };
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            if answer.contains(" 101 ") {
+                let mut inside = TcpStream::connect(server).await.unwrap();
+                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut stream, &mut inside).await });
+            } else {
+                let _ = stream.shutdown().await;
+            }
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_are_asked_through_the_agent_of_their_node() {
+    let cluster = Cluster::start().await;
+    let listener = TcpListener::bind((own_address(), 0)).await.unwrap();
+    let server = listener.local_addr().unwrap();
+    let routes = axum::Router::new().fallback(|uri: http::Uri| async move { format!("you asked for {uri}") });
+    tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+    register(&cluster, "n", agent(&cluster, server).await).await;
+    // An address that nobody here can reach.
+    running_pod(&cluster, "p", "10.1.2.3", 80).await;
+    running_pod(&cluster, "closed", "10.1.2.4", 80).await;
+    running_pod(&cluster, "direct", &server.ip().to_string(), server.port()).await;
+    for (pod, code, expect) in [
+        ("p", 200, "you asked for /x?y=z"),
+        (
+            "closed",
+            503,
+            "error trying to reach service: node at 127.0.0.1:AGENT: dial tcp 10.1.2.4:80: connection refused",
+        ),
+        // The kubelet of its node is not ours.
+        ("direct", 200, "you asked for /x?y=z"),
+    ] {
+        let path = format!("/api/v1/namespaces/default/pods/{pod}/proxy/x?y=z");
+        let answer = cluster.request("GET", &path, "").await;
+        assert_eq!(answer.code, code, "{pod}: {}", answer.text);
+        let said = answer.body["message"].as_str().unwrap_or(&answer.text);
+        let (before, after) = expect.split_once("AGENT").unwrap_or((expect, ""));
+        assert!(said.starts_with(before) && said.ends_with(after), "{pod}: {said}");
     }
 }

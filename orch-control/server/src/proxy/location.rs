@@ -52,17 +52,44 @@ pub fn split<'a>(call: &Call, text: &'a str) -> Result<Named<'a>, ApiError> {
 }
 
 /// Where a request goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// To a server in a pod, or on a node.
-    Address {
-        /// Whether it speaks TLS.
-        secure: bool,
-        /// Where it listens.
-        address: SocketAddr,
-    },
+    Server(Server),
     /// To a node's kubelet.
     Kubelet,
+}
+
+/// A server in a pod, or on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The pod it is in, if any.
+    pub pod: Option<Pod>,
+}
+
+/// A pod that is on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// The node's name.
+    pub node: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+}
+
+impl Pod {
+    /// The pod, if it is on a node.
+    fn of(pod: &Value) -> Option<Self> {
+        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        Some(Self {
+            node: text(&pod["spec"]["nodeName"])?,
+            namespace: text(&pod["metadata"]["namespace"])?,
+            name: text(&pod["metadata"]["name"])?,
+        })
+    }
 }
 
 /// Finds where a request for `named` goes.
@@ -75,17 +102,16 @@ pub async fn find(call: &Call, named: &Named<'_>) -> Result<Target, ApiError> {
         .collection
         .get_value(&call.namespace, named.name)
         .ok_or_else(|| ApiError::not_found(call.kind, named.name))?;
-    let address = match call.kind.plural {
-        "pods" => pod(named, &object)?,
-        "services" => service(call, named, &object).await?,
+    Ok(match call.kind.plural {
+        "pods" => Target::Server(Server {
+            address: pod(named, &object)?,
+            pod: Pod::of(&object),
+        }),
+        "services" => Target::Server(service(call, named, &object).await?),
         _ => match node(named, &object)? {
-            Some(address) => address,
-            None => return Ok(Target::Kubelet),
+            Some(address) => Target::Server(Server { address, pod: None }),
+            None => Target::Kubelet,
         },
-    };
-    Ok(Target::Address {
-        secure: named.secure,
-        address,
     })
 }
 
@@ -152,7 +178,7 @@ fn node(named: &Named<'_>, node: &Value) -> Result<Option<SocketAddr>, ApiError>
 }
 
 /// A service at any of its ready endpoints.
-async fn service(call: &Call, named: &Named<'_>, service: &Value) -> Result<SocketAddr, ApiError> {
+async fn service(call: &Call, named: &Named<'_>, service: &Value) -> Result<Server, ApiError> {
     let mut wanted = named.port;
     if let Ok(asked) = named.port.parse::<u64>() {
         let ports = service["spec"]["ports"].as_array().into_iter().flatten();
@@ -183,17 +209,17 @@ async fn service(call: &Call, named: &Named<'_>, service: &Value) -> Result<Sock
     }
     // The first family of the service, as far as there are endpoints of it.
     let first = service["spec"]["ipFamilies"][0] == "IPv6";
-    if addresses.iter().any(|a: &SocketAddr| a.is_ipv6() == first) {
-        addresses.retain(|a| a.is_ipv6() == first);
+    if addresses.iter().any(|a: &Server| a.address.is_ipv6() == first) {
+        addresses.retain(|a| a.address.is_ipv6() == first);
     }
-    addresses.choose(&mut rand::rng()).copied().ok_or_else(|| {
+    addresses.choose(&mut rand::rng()).cloned().ok_or_else(|| {
         ApiError::service_unavailable(format!("no endpoints available for service {:?}", named.name))
     })
 }
 
 /// The ready endpoints of a slice at the port called `wanted`. Only those that are a pod's, in the namespace and
 /// with that address: else whoever may write endpoints could reach whatever the API server can.
-fn of_slice(slice: &Value, wanted: &str, pods: &Collection, namespace: &str) -> Vec<SocketAddr> {
+fn of_slice(slice: &Value, wanted: &str, pods: &Collection, namespace: &str) -> Vec<Server> {
     let ports = slice["ports"].as_array().into_iter().flatten();
     let port = ports
         .into_iter()
@@ -211,7 +237,10 @@ fn of_slice(slice: &Value, wanted: &str, pods: &Collection, namespace: &str) -> 
         }
         let pod = pods.get_value(namespace, owner["name"].as_str()?)?;
         let its = ips(&pod).any(|own| own == ip);
-        (its && check(ip).is_ok()).then(|| SocketAddr::new(ip, port))
+        (its && check(ip).is_ok()).then(|| Server {
+            address: SocketAddr::new(ip, port),
+            pod: Pod::of(&pod),
+        })
     };
     ready.filter_map(of).collect()
 }

@@ -1,7 +1,7 @@
 //! HTTP to what runs in pods: the `proxy` subresource of pods, services and nodes.
 //!
-//! The API server connects to the pod's address itself, as Kubernetes' does, so it must be able to reach the pod
-//! network.
+//! The agent of the pod's node makes the connection, so the API server needs no way into the pod network. Where the
+//! node runs some other kubelet the API server connects to the pod's address itself, as Kubernetes' does.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,14 +11,18 @@ use futures::StreamExt as _;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header, request::Parts};
 use hyper::upgrade::OnUpgrade;
 use orch_api::ApiError;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 use super::{
     any_certificate,
     exchange::exchange,
     html::{Base, Rewriter},
     kubelet,
-    location::{self, Target},
+    location::{self, Pod, Server, Target},
+    tunnel::TunnelError,
 };
 use crate::{http::target::Resource, object::Call};
 
@@ -37,7 +41,7 @@ pub async fn pass(
 ) -> Result<Response, ApiError> {
     let named = location::split(call, &call.name)?;
     let target = location::find(call, &named).await?;
-    let Target::Address { secure, address } = target else {
+    let Target::Server(server) = target else {
         return kubelet::node(call, named.name, resource, parts, body).await;
     };
     let upgrade = parts.extensions.remove::<OnUpgrade>();
@@ -64,7 +68,7 @@ pub async fn pass(
     };
     let base = Base {
         prefix,
-        hosts: host.iter().cloned().chain([address.to_string()]).collect(),
+        hosts: host.iter().cloned().chain([server.address.to_string()]).collect(),
     };
 
     let mut request = Request::builder()
@@ -81,7 +85,7 @@ pub async fn pass(
     let request = request
         .body(body)
         .map_err(|error| ApiError::bad_request(format!("the request cannot be passed on: {error}")))?;
-    let response = send(secure, address, request, upgrade.filter(|_| upgrades))
+    let response = send(call, named.secure, &server, request, upgrade.filter(|_| upgrades))
         .await
         .map_err(|error| ApiError::service_unavailable(format!("error trying to reach service: {error}")))?;
     Ok(rewrite(response, base))
@@ -108,9 +112,16 @@ fn forwarded(headers: &mut http::HeaderMap, uri: &str, host: Option<&str>) {
     }
 }
 
+/// A connection, however it was made.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
 /// Why nobody answered.
 #[derive(Debug, thiserror::Error)]
 enum SendError {
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
     #[error("dial tcp {address}: {source}")]
     Connect {
         address: SocketAddr,
@@ -125,26 +136,39 @@ enum SendError {
     },
 }
 
+/// Connects to the server, through the agent of its node if there is one.
+async fn connect(call: &Call, server: &Server) -> Result<Box<dyn Stream>, SendError> {
+    let Server { address, pod } = server;
+    let node = |pod: &Pod| call.state.core("nodes").ok()?.get_value("", &pod.node);
+    if let Some(pod) = pod
+        && let Some((host, port)) = node(pod).as_ref().and_then(kubelet::address)
+    {
+        let (ip, target) = (address.ip(), address.port());
+        let path = format!("/dial/{}/{}?ip={ip}&port={target}", pod.namespace, pod.name);
+        if let Some(tunnel) = call.state.kubelets.dial(&host, port, &path).await? {
+            return Ok(Box::new(tunnel));
+        }
+    }
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+        .await
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+        .map_err(|source| SendError::Connect {
+            address: *address,
+            source,
+        })?;
+    let _ = stream.set_nodelay(true);
+    Ok(Box::new(stream))
+}
+
 async fn send(
+    call: &Call,
     secure: bool,
-    address: SocketAddr,
+    server: &Server,
     request: Request<Body>,
     upgrade: Option<OnUpgrade>,
 ) -> Result<Response, SendError> {
-    let connect = async {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|source| SendError::Connect { address, source })?;
-        let _ = stream.set_nodelay(true);
-        Ok(stream)
-    };
-    let late = |_| SendError::Connect {
-        address,
-        source: std::io::ErrorKind::TimedOut.into(),
-    };
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
-        .await
-        .map_err(late)??;
+    let address = server.address;
+    let stream = connect(call, server).await?;
     let failed = |source| SendError::Http { address, source };
     if !secure {
         return exchange(stream, &address.to_string(), request, upgrade)
@@ -152,10 +176,9 @@ async fn send(
             .map_err(failed);
     }
     let connector = any_certificate::connector().map_err(|error| SendError::Tls(error.to_string()))?;
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(address.ip().into(), stream));
-    let stream = stream
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(address.ip().into(), stream))
         .await
-        .map_err(late)?
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
         .map_err(|error| SendError::Tls(error.to_string()))?;
     exchange(stream, &address.to_string(), request, upgrade)
         .await
