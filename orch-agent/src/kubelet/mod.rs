@@ -6,6 +6,7 @@
 
 pub mod auth;
 pub mod backend;
+mod dial;
 mod error;
 mod logs;
 pub mod metrics;

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::{
     Backend, Failure, Process, Target,
     auth::Identity,
-    logs, metrics, portforward, session, spdy_streams,
+    dial, logs, metrics, portforward, session, spdy_streams,
     spdy_streams::Wanted,
     stats,
     upgrade::{self, Kind},
@@ -39,6 +39,7 @@ pub fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/exec/{namespace}/{pod}/{container}", any(exec))
         .route("/attach/{namespace}/{pod}/{container}", any(attach))
         .route("/portForward/{namespace}/{pod}", any(port_forward))
+        .route("/dial/{namespace}/{pod}", any(dial::serve))
         .route("/metrics", get(metrics::agent))
         .route("/metrics/resource", get(metrics::resource))
         .route("/stats/summary", get(stats::summary))

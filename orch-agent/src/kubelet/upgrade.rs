@@ -80,7 +80,39 @@ fn offers(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
 }
 
 /// Answers `101 Switching Protocols` and runs `then` on the connection that follows.
-pub(super) fn accept<F, T>(mut request: Request, kind: Kind, then: F) -> Result<Response, Failure>
+pub(super) fn accept<F, T>(request: Request, kind: Kind, then: F) -> Result<Response, Failure>
+where
+    F: FnOnce(Connection) -> T + Send + 'static,
+    T: Future<Output = ()> + Send + 'static,
+{
+    let headers = match kind {
+        Kind::WebSocket(protocol) => {
+            let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
+            let key = key.ok_or_else(|| Failure::BadRequest("Sec-WebSocket-Key is missing".into()))?;
+            let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes()));
+            vec![
+                (header::UPGRADE, HeaderValue::from_static("websocket")),
+                (
+                    header::SEC_WEBSOCKET_ACCEPT,
+                    accept.map_err(|error| Failure::Internal(error.to_string()))?,
+                ),
+                (header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol)),
+            ]
+        }
+        Kind::Spdy(protocol) => vec![
+            (header::UPGRADE, HeaderValue::from_static("SPDY/3.1")),
+            (STREAM_PROTOCOL, HeaderValue::from_static(protocol)),
+        ],
+    };
+    switch(request, headers, then)
+}
+
+/// The same with any headers, of which one says what the connection becomes.
+pub(super) fn switch<F, T>(
+    mut request: Request,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    then: F,
+) -> Result<Response, Failure>
 where
     F: FnOnce(Connection) -> T + Send + 'static,
     T: Future<Output = ()> + Send + 'static,
@@ -90,25 +122,10 @@ where
     };
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    match kind {
-        Kind::WebSocket(protocol) => {
-            let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
-            let key = key.ok_or_else(|| Failure::BadRequest("Sec-WebSocket-Key is missing".into()))?;
-            let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes()));
-            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-            headers.insert(
-                header::SEC_WEBSOCKET_ACCEPT,
-                accept.map_err(|error| Failure::Internal(error.to_string()))?,
-            );
-            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
-        }
-        Kind::Spdy(protocol) => {
-            headers.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-            headers.insert(STREAM_PROTOCOL, HeaderValue::from_static(protocol));
-        }
-    }
+    let connection = (header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    response
+        .headers_mut()
+        .extend(headers.into_iter().chain([connection]));
     tokio::spawn(async move {
         match upgrade.await {
             Ok(connection) => then(TokioIo::new(connection)).await,
