@@ -7,7 +7,9 @@
 mod addresses;
 mod config;
 mod error;
+mod announce;
 mod follow;
+mod health;
 pub mod inspect;
 mod links;
 pub mod load;
@@ -18,11 +20,18 @@ mod nodes;
 pub mod plan;
 mod pods;
 mod reports;
+pub mod services;
 mod shared;
+mod sockets;
 mod sweep;
 mod sys;
 
-use std::{fs, net::Ipv4Addr, path::Path, sync::Arc};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::Arc,
+};
 
 use orch_cluster::Cluster;
 use orch_ebpf::{
@@ -42,6 +51,7 @@ pub use crate::{
 use crate::{
     maps::failed,
     netlink::{Interface, Netlink},
+    services::Services,
     shared::Shared,
 };
 
@@ -81,14 +91,14 @@ impl Dataplane {
             .map_err(failed(CONFIG_MAP))?;
         programs.attach_sockets(&config)?;
         programs.attach_uplink(&config.bpf_root, &uplink.name, uplink.index)?;
-        let planner = maps.planner()?;
+        let services = Services::adopt(&maps)?;
         let shared = Arc::new(Shared {
             config,
             netlink,
             uplink,
             programs: Mutex::new(programs),
             maps: Mutex::new(maps),
-            planner: Mutex::new(planner),
+            services: Mutex::new(services),
             services_changed: watch::channel(0).0,
             pods: Mutex::default(),
             pod_turn: AsyncMutex::new(()),
@@ -136,10 +146,14 @@ impl Dataplane {
             .collect()
     }
 
-    /// Resolves when no service on this node offers `ip` to new connections.
-    pub async fn withdrawn(&self, ip: Ipv4Addr) {
+    /// Resolves when no service on this node offers `ip` to new connections although it could do without.
+    ///
+    /// *Holds then*: new connections and datagrams through a service go to other endpoints, on this node and from it.
+    /// *Exception*: where `ip` is on its way out and no endpoint of a service is ready, it stays the one that answers,
+    /// and does not keep this from resolving. *Not promised*: what other nodes do, which learn of it by themselves.
+    pub async fn withdrawn(&self, ip: IpAddr) {
         let mut changed = self.shared.services_changed.subscribe();
-        while self.shared.planner.lock().offers(ip.octets()) {
+        while self.shared.services.lock().offers(ip) {
             if changed.changed().await.is_err() {
                 return;
             }

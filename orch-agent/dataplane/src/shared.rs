@@ -10,11 +10,11 @@ use crate::{
     load::Programs,
     maps::Maps,
     netlink::{Interface, Netlink},
-    plan::Planner,
     pods::Pods,
+    services::Services,
 };
 
-/// The one shared state. Lock order, where two are held: planner before maps.
+/// The one shared state. Lock order, where two are held: services before maps.
 pub struct Shared {
     /// What the caller asked for.
     pub config: DataplaneConfig,
@@ -27,7 +27,7 @@ pub struct Shared {
     /// The maps.
     pub maps: Mutex<Maps>,
     /// Mirror of the service maps.
-    pub planner: Mutex<Planner>,
+    pub services: Mutex<Services>,
     /// Moves after every change of the service maps.
     pub services_changed: watch::Sender<u64>,
     /// Connected pods.

@@ -1,191 +1,427 @@
-//! Following the cluster: whatever changed goes through the planner into the maps.
+//! Following the cluster: whatever changed goes through the planners into the maps.
+
+mod index;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    net::Ipv4Addr,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use orch_cluster::Cluster;
-use orch_ebpf::{PROTOCOL_UDP, service::ServiceKey};
+use futures::FutureExt as _;
+use k8s_openapi::api::core::v1::{Node, Service};
+use kube::runtime::reflector::ObjectRef;
+use orch_cluster::{Change, Cluster};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
+use self::index::{Index, name};
 use crate::{
-    DataplaneError,
-    model::{self, RemoteNode, SERVICE_NAME_LABEL},
+    DataplaneError, announce, health,
+    model::{self, Balancer, Both, HealthCheck, NodeInfo, RemoteNode, View},
     nodes,
-    plan::{Desired, MapOp},
+    services::{Outcome, Place},
     shared::Shared,
+    sockets,
 };
 
 /// How long to wait after the kernel has refused a change.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Namespace and name.
-type Name = (String, String);
-
-/// What was last written, by what can be compared cheaply.
-#[derive(Default)]
-struct Written {
-    services: HashMap<Name, u64>,
-    nodes: Option<Vec<RemoteNode>>,
-    finished: bool,
-}
+/// How often nodes are looked at, at most.
+const NODES_EVERY: Duration = Duration::from_millis(100);
+/// After how many services others get a turn.
+const TURN: usize = 64;
 
 /// Keeps the maps true until the task is dropped. Until the caches have held a full list, adopted maps stay as they
 /// are: an agent that starts without an API server serves what its predecessor knew.
 pub async fn run(shared: Arc<Shared>, cluster: Arc<Cluster>) {
-    let mut changed = cluster.changed();
+    let mut tasks = JoinSet::new();
+    let health = watch::channel(health::State::default()).0;
+    let balancers = watch::channel(announce::Wanted::default()).0;
+    let (gone, gone_receiver) = mpsc::unbounded_channel();
+    // The proxy's own health is asked for before the cluster is known.
+    tasks.spawn(health::run(shared.config.proxy_health, health.subscribe()));
+    tasks.spawn(sockets::run(
+        Arc::clone(&shared),
+        Arc::clone(&cluster),
+        gone_receiver,
+    ));
+    let mut changes = cluster.changes();
+    let mut marks = cluster.changed();
     if cluster.ready().await.is_err() {
         return;
     }
-    let mut written = Written::default();
+    tasks.spawn(announce::run(Arc::clone(&shared), balancers.subscribe()));
+    let mut follower = Follower {
+        shared,
+        cluster,
+        health,
+        balancers,
+        gone,
+        index: Index::default(),
+        nodes: HashMap::new(),
+        remote: None,
+        troubles: BTreeMap::new(),
+        contested: BTreeSet::new(),
+        checks: BTreeMap::new(),
+        announced: BTreeMap::new(),
+        unpublished: true,
+        dirty: Dirty {
+            everything: true,
+            services: BTreeSet::new(),
+        },
+    };
+    let mut nodes_due = Some(Instant::now());
     loop {
-        changed.mark_unchanged();
-        if let Err(error) = sync(&shared, &cluster, &mut written).await {
-            tracing::error!(%error, "the data plane could not be brought up to date, trying again");
-            written = Written::default();
-            if let Err(error) = restart_planner(&shared) {
-                tracing::error!(%error, "the service maps could not be read back");
+        let mut failed = false;
+        if nodes_due.is_some_and(|due| due <= Instant::now()) {
+            nodes_due = None;
+            marks.mark_unchanged();
+            if let Err(error) = follower.sync_nodes().await {
+                tracing::error!(%error, "the way to other nodes could not be brought up to date, trying again");
+                nodes_due = Some(Instant::now() + RETRY);
             }
+        }
+        if let Err(error) = follower.sync_services().await {
+            tracing::error!(%error, "the data plane could not be brought up to date, trying again");
+            follower.start_anew();
+            failed = true;
+        }
+        let flush = follower.shared.services.lock().due();
+        let soonest = [
+            nodes_due.map(|due| due.saturating_duration_since(Instant::now())),
+            flush,
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+        if failed {
             tokio::time::sleep(RETRY).await;
             continue;
         }
-        if changed.changed().await.is_err() {
+        tokio::select! {
+            biased;
+            change = changes.next() => {
+                let Some(change) = change else { return };
+                follower.note(change);
+                // What came together is done together.
+                while let Some(Some(change)) = changes.next().now_or_never() {
+                    follower.note(change);
+                }
+            }
+            marked = marks.changed(), if nodes_due.is_none() => {
+                if marked.is_err() {
+                    return;
+                }
+                nodes_due = Some(Instant::now() + NODES_EVERY);
+            }
+            () = sleep(soonest) => {
+                follower.flush();
+            }
+        }
+    }
+}
+
+async fn sleep(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What is to be looked at again.
+#[derive(Default)]
+struct Dirty {
+    everything: bool,
+    services: BTreeSet<Arc<str>>,
+}
+
+struct Follower {
+    shared: Arc<Shared>,
+    cluster: Arc<Cluster>,
+    health: watch::Sender<health::State>,
+    balancers: watch::Sender<announce::Wanted>,
+    gone: mpsc::UnboundedSender<Vec<Place>>,
+    index: Index,
+    nodes: HashMap<String, NodeInfo>,
+    remote: Option<Vec<RemoteNode>>,
+    /// What has been said of a service, so that it is said once.
+    troubles: BTreeMap<Arc<str>, Vec<String>>,
+    /// Services that want what another one has.
+    contested: BTreeSet<Arc<str>>,
+    checks: BTreeMap<Arc<str>, HealthCheck>,
+    announced: BTreeMap<Arc<str>, Balancer>,
+    /// Whether the checks, balancers or nodes differ from what has been published.
+    unpublished: bool,
+    dirty: Dirty,
+}
+
+impl Follower {
+    fn note(&mut self, change: Change) {
+        if self.dirty.everything {
             return;
         }
-    }
-}
-
-fn restart_planner(shared: &Shared) -> Result<(), DataplaneError> {
-    let mut planner = shared.planner.lock();
-    *planner = shared.maps.lock().planner()?;
-    Ok(())
-}
-
-async fn sync(shared: &Shared, cluster: &Cluster, written: &mut Written) -> Result<(), DataplaneError> {
-    sync_services(shared, cluster, written)?;
-    let all = cluster.nodes.state();
-    let remote = model::remote_nodes(all.iter().map(AsRef::as_ref), &shared.config.node_name);
-    if written.nodes.as_ref() != Some(&remote) {
-        nodes::sync(shared, &remote).await?;
-        written.nodes = Some(remote);
-    }
-    Ok(())
-}
-
-fn sync_services(shared: &Shared, cluster: &Cluster, written: &mut Written) -> Result<(), DataplaneError> {
-    let slices = cluster.slices.state();
-    let mut by_service: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
-    for slice in &slices {
-        let name = slice
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(SERVICE_NAME_LABEL));
-        if let (Some(namespace), Some(name)) = (slice.metadata.namespace.as_deref(), name) {
-            by_service.entry((namespace, name)).or_default().push(slice);
+        match change {
+            Change::Everything => self.dirty.everything = true,
+            Change::Service(object) => {
+                let name = name(object.namespace.as_deref(), Some(&object.name));
+                self.dirty.services.insert(Arc::from(name));
+            }
+            Change::Slice(object) => {
+                let name = name(object.namespace.as_deref(), Some(&object.name));
+                let concerned = self.index.put(&name, self.cluster.slices.get(&object));
+                self.dirty.services.extend(concerned);
+            }
         }
     }
-    let mut present = HashSet::new();
-    let services = cluster.services.state();
-    for service in &services {
-        let (Some(namespace), Some(name)) = (&service.metadata.namespace, &service.metadata.name) else {
-            continue;
+
+    /// Looks at the nodes again: ways to them, and the services that their addresses and zones concern.
+    async fn sync_nodes(&mut self) -> Result<(), DataplaneError> {
+        let all = self.cluster.nodes.state();
+        let shared = Arc::clone(&self.shared);
+        let own = &shared.config.node_name;
+        let infos: HashMap<String, NodeInfo> = all
+            .iter()
+            .filter_map(|node| Some((node.metadata.name.clone()?, model::info(node))))
+            .collect();
+        let zone = |infos: &HashMap<String, NodeInfo>| infos.get(own).and_then(|node| node.zone.clone());
+        if zone(&infos) != zone(&self.nodes) {
+            self.dirty.everything = true;
+        }
+        let addresses = |infos: &HashMap<String, NodeInfo>, name: &str| {
+            infos.get(name).map(|node| node.addresses.clone())
         };
-        let mut slices = by_service
-            .remove(&(namespace.as_str(), name.as_str()))
-            .unwrap_or_default();
-        slices.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
-        let key = (namespace.clone(), name.clone());
-        present.insert(key.clone());
-        let print = fingerprint(&service.metadata, &slices);
-        if written.services.get(&key) == Some(&print) {
-            continue;
+        let moved: HashSet<&str> = infos
+            .keys()
+            .chain(self.nodes.keys())
+            .map(String::as_str)
+            .filter(|name| addresses(&infos, name) != addresses(&self.nodes, name))
+            .collect();
+        if !self.dirty.everything && !moved.is_empty() {
+            self.dirty
+                .services
+                .extend(self.index.on_nodes(|name| moved.contains(name)));
         }
-        let (desired, refused) = model::service(service, &slices, &shared.config.node_name);
-        for reason in refused {
-            tracing::warn!(namespace, service = name, reason, "a service port is left out");
+        self.unpublished |= self.nodes != infos;
+        self.nodes = infos;
+        self.publish();
+        let remote = model::remote_nodes(all.iter().map(AsRef::<Node>::as_ref), own);
+        if self.remote.as_ref() != Some(&remote) {
+            nodes::sync(&self.shared, &remote).await?;
+            self.remote = Some(remote);
         }
-        let contested = put(shared, &key, &desired)?;
-        written
-            .services
-            .insert(key, if contested { CONTESTED } else { print });
+        Ok(())
     }
-    let gone: Vec<Name> = written
-        .services
-        .keys()
-        .filter(|key| !present.contains(*key))
-        .cloned()
-        .collect();
-    for key in gone {
-        put(shared, &key, &Desired::default())?;
-        written.services.remove(&key);
-    }
-    if !written.finished {
-        let mut planner = shared.planner.lock();
-        let ops = planner.finish();
-        apply(shared, &ops)?;
-        written.finished = true;
-    }
-    shared.services_changed.send_modify(|count| *count += 1);
-    Ok(())
-}
 
-/// Fingerprint of a service that was refused an address, equal to no other: it is tried again at every change.
-const CONTESTED: u64 = 0;
+    /// Looks at the services again that something has happened to.
+    async fn sync_services(&mut self) -> Result<(), DataplaneError> {
+        let dirty = std::mem::take(&mut self.dirty);
+        if !dirty.everything && dirty.services.is_empty() {
+            return Ok(());
+        }
+        let mut outcome = Outcome::default();
+        if dirty.everything {
+            // What changes from here on is told again.
+            self.index = Index::of(self.cluster.slices.state());
+            let mut services = self.cluster.services.state();
+            // The oldest keeps an address that several want, whatever the order in which they are listed.
+            services.sort_by_cached_key(|service| {
+                let meta = &service.metadata;
+                let age = meta.creation_timestamp.as_ref().map(|time| time.0);
+                (age.is_none(), age, meta.namespace.clone(), meta.name.clone())
+            });
+            let mut present = HashSet::with_capacity(services.len());
+            for (number, service) in services.iter().enumerate() {
+                let name: Arc<str> = Arc::from(name(
+                    service.metadata.namespace.as_deref(),
+                    service.metadata.name.as_deref(),
+                ));
+                outcome.merge(self.put(&name, Some(service))?);
+                present.insert(name);
+                if number % TURN == TURN - 1 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            let known = self.shared.services.lock().names();
+            for name in known.iter().filter(|name| !present.contains(*name)) {
+                outcome.merge(self.put(name, None)?);
+            }
+            self.checks.retain(|name, _| present.contains(name));
+            self.announced.retain(|name, _| present.contains(name));
+            self.unpublished = true;
+            self.troubles.retain(|name, _| present.contains(name));
+            self.contested.retain(|name| present.contains(name));
+            let mut services = self.shared.services.lock();
+            if !services.finished() {
+                outcome.merge(services.finish(&mut self.shared.maps.lock())?);
+            }
+        } else {
+            for name in &dirty.services {
+                outcome.merge(self.put_named(name)?);
+            }
+        }
+        self.settle_contested(&mut outcome)?;
+        self.after(outcome)
+    }
 
-/// Writes one service and says whether another one owns an address that it wants.
-fn put(shared: &Shared, (namespace, name): &Name, desired: &Desired) -> Result<bool, DataplaneError> {
-    let mut planner = shared.planner.lock();
-    let (ops, taken) = planner.update(&format!("{namespace}/{name}"), desired);
-    for ServiceKey { address, port, .. } in &taken {
-        let address = Ipv4Addr::from(*address);
-        tracing::warn!(
-            namespace,
-            service = name,
-            "{address}:{port} belongs to another service"
+    fn put_named(&mut self, name: &Arc<str>) -> Result<Outcome, DataplaneError> {
+        let service = name.split_once('/').and_then(|(namespace, service)| {
+            let reference = ObjectRef::<Service>::new(service).within(namespace);
+            self.cluster.services.get(&reference)
+        });
+        self.put(name, service.as_deref())
+    }
+
+    /// Whoever was refused an address may have it once another lets go of one.
+    fn settle_contested(&mut self, outcome: &mut Outcome) -> Result<(), DataplaneError> {
+        if !outcome.released {
+            return Ok(());
+        }
+        for name in self.contested.clone() {
+            outcome.merge(self.put_named(&name)?);
+        }
+        let retried = {
+            let mut services = self.shared.services.lock();
+            services.retry_host_ports(&mut self.shared.maps.lock())?
+        };
+        outcome.merge(retried);
+        Ok(())
+    }
+
+    /// Writes one service; without an object, removes it.
+    fn put(&mut self, name: &Arc<str>, service: Option<&Service>) -> Result<Outcome, DataplaneError> {
+        let view = View {
+            node_name: &self.shared.config.node_name,
+            nodes: &self.nodes,
+        };
+        let (desired, mut troubles, check, balancer) = match service {
+            None => (Both::default(), Vec::new(), None, None),
+            Some(service) => {
+                let slices = self.index.slices(name);
+                let (desired, troubles) = model::service(service, slices, &view);
+                let check = model::health_check(service, slices, &view);
+                (desired, troubles, check, model::balancer(service, slices))
+            }
+        };
+        self.unpublished |= put_or_remove(&mut self.checks, name, check);
+        self.unpublished |= put_or_remove(&mut self.announced, name, balancer);
+        let outcome = {
+            let mut services = self.shared.services.lock();
+            services.put(&mut self.shared.maps.lock(), name, &desired)?
+        };
+        if outcome.refused.is_empty() {
+            self.contested.remove(name);
+        } else {
+            self.contested.insert(Arc::clone(name));
+        }
+        let taken = outcome.refused.iter().map(|Place { ip, port, protocol }| {
+            format!("{ip} port {port} (protocol {protocol}) belongs to another service or host port")
+        });
+        troubles.extend(taken);
+        if self.troubles.get(name).map_or(&[][..], Vec::as_slice) != troubles {
+            for trouble in &troubles {
+                tracing::warn!(service = %name, trouble, "a part of a service is left out");
+            }
+        }
+        put_or_remove(
+            &mut self.troubles,
+            name,
+            Some(troubles).filter(|troubles| !troubles.is_empty()),
         );
+        Ok(outcome)
     }
-    apply(shared, &ops)?;
-    Ok(!taken.is_empty())
+
+    /// Tells everybody who waits for it what has changed.
+    fn after(&mut self, outcome: Outcome) -> Result<(), DataplaneError> {
+        {
+            let mut services = self.shared.services.lock();
+            services.forget(&mut self.shared.maps.lock())?;
+        }
+        if !outcome.gone.is_empty() {
+            // The task ends only with this one.
+            let _ = self.gone.send(outcome.gone);
+        }
+        self.publish();
+        self.shared.services_changed.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        if !std::mem::take(&mut self.unpublished) {
+            return;
+        }
+        let own = self.nodes.get(&self.shared.config.node_name);
+        let state = health::State {
+            checks: self.checks.clone(),
+            node_stays: own.is_none_or(|node| node.stays),
+            programmed: self.shared.services.lock().finished(),
+        };
+        self.health.send_if_modified(|known| replace(known, state));
+        let mut addresses: BTreeMap<IpAddr, Option<BTreeSet<String>>> = BTreeMap::new();
+        for (address, nodes) in self.announced.values().flat_map(|balancer| &balancer.addresses) {
+            let nodes: Option<BTreeSet<String>> = nodes.clone().map(BTreeSet::from_iter);
+            addresses
+                .entry(*address)
+                .and_modify(|known| {
+                    *known = known.take().zip(nodes.clone()).map(|(mut known, more)| {
+                        known.extend(more);
+                        known
+                    });
+                })
+                .or_insert(nodes);
+        }
+        let nodes = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.announces)
+            .map(|(name, node)| (name.clone(), node.addresses.clone()))
+            .collect();
+        let wanted = announce::Wanted { addresses, nodes };
+        self.balancers.send_if_modified(|known| replace(known, wanted));
+    }
+
+    fn start_anew(&mut self) {
+        self.dirty.everything = true;
+        let mut services = self.shared.services.lock();
+        let restarted = services.restart(&self.shared.maps.lock());
+        if let Err(error) = restarted {
+            tracing::error!(%error, "the service maps could not be read back");
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut services = self.shared.services.lock();
+        if services.due() != Some(Duration::ZERO) {
+            return;
+        }
+        let flushed = services.flush(&mut self.shared.maps.lock());
+        drop(services);
+        if let Err(error) = flushed {
+            tracing::error!(%error, "what is no longer used could not be removed from the maps");
+            self.start_anew();
+        }
+    }
 }
 
-/// Writes the changes, and ends the UDP flows of backends that are gone: their clients would talk to nobody.
-fn apply(shared: &Shared, ops: &[MapOp]) -> Result<(), DataplaneError> {
-    if ops.is_empty() {
-        return Ok(());
+fn replace<T: PartialEq>(known: &mut T, new: T) -> bool {
+    if *known == new {
+        return false;
     }
-    let mut maps = shared.maps.lock();
-    maps.apply(ops)?;
-    let gone: HashSet<u32> = ops
-        .iter()
-        .filter_map(|op| match op {
-            MapOp::RemoveBackend(id, backend) if backend.protocol == PROTOCOL_UDP => Some(*id),
-            _ => None,
-        })
-        .collect();
-    if !gone.is_empty() {
-        maps.forget_flows(|tuple, entry| tuple.protocol == PROTOCOL_UDP && gone.contains(&entry.backend));
-    }
-    Ok(())
+    *known = new;
+    true
 }
 
-fn fingerprint(
-    service: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    slices: &[&EndpointSlice],
-) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&service.uid, &service.resource_version).hash(&mut hasher);
-    for slice in slices {
-        (
-            &slice.metadata.uid,
-            &slice.metadata.name,
-            &slice.metadata.resource_version,
-        )
-            .hash(&mut hasher);
+/// Whether the map changed.
+fn put_or_remove<V: PartialEq>(map: &mut BTreeMap<Arc<str>, V>, key: &Arc<str>, value: Option<V>) -> bool {
+    match value {
+        None => map.remove(key).is_some(),
+        Some(value) if map.get(key) == Some(&value) => false,
+        Some(value) => {
+            map.insert(Arc::clone(key), value);
+            true
+        }
     }
-    hasher.finish() | 1
 }

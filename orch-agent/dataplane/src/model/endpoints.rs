@@ -68,7 +68,12 @@ impl<'a, A: Address> Endpoints<'a, A> {
             .map(Borrow::borrow)
             .filter(|slice| slice.address_type == family)
             .collect();
-        let mut all = Vec::with_capacity(slices.iter().map(|slice| slice.endpoints.iter().flatten().count()).sum());
+        let mut all = Vec::with_capacity(
+            slices
+                .iter()
+                .map(|slice| slice.endpoints.iter().flatten().count())
+                .sum(),
+        );
         for (index, slice) in slices.iter().enumerate() {
             all.extend(
                 slice
@@ -182,7 +187,8 @@ impl<A: Address> OfPort<A> {
                 .iter()
                 .map(|(parsed, _)| parsed)
                 .filter(|parsed| parsed.state == State::Ready);
-            ready.clone().all(|parsed| hint(parsed) != Hint::Absent) && ready.any(|parsed| hint(parsed) == Hint::Here)
+            ready.clone().all(|parsed| hint(parsed) != Hint::Absent)
+                && ready.any(|parsed| hint(parsed) == Hint::Here)
         };
         let by_node = counts(|parsed| parsed.node_hint);
         let by_zone = !by_node && counts(|parsed| parsed.zone_hint);
@@ -201,9 +207,16 @@ fn parse<A: Address>(slice: usize, endpoint: &Endpoint, view: &View<'_>) -> Opti
         .and_then(|name| view.nodes.get(name))
         .map_or(A::ANY, NodeInfo::address);
     let hints = endpoint.hints.as_ref();
-    let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
-    let zones = hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
-    let zone = view.nodes.get(view.node_name).and_then(|node| node.zone.as_deref());
+    let nodes = hints
+        .and_then(|hints| hints.for_nodes.as_deref())
+        .unwrap_or_default();
+    let zones = hints
+        .and_then(|hints| hints.for_zones.as_deref())
+        .unwrap_or_default();
+    let zone = view
+        .nodes
+        .get(view.node_name)
+        .and_then(|node| node.zone.as_deref());
     Some(Parsed {
         slice,
         address,
@@ -256,5 +269,9 @@ pub fn nodes_with<S: Borrow<EndpointSlice>>(slices: &[S], family: &str) -> Vec<S
         names
     };
     let ready = of(State::Ready);
-    if ready.is_empty() { of(State::Leaving) } else { ready }
+    if ready.is_empty() {
+        of(State::Leaving)
+    } else {
+        ready
+    }
 }

@@ -19,8 +19,8 @@ use orch_ebpf::{
     service::{SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_LOCAL, SERVICE_SOURCES, ServiceKey},
 };
 
-pub use self::node::{EXCLUDE_LABEL, NodeInfo, RemoteNode, ZONE_LABEL, info, remote_nodes};
 use self::endpoints::{Chosen, Endpoints};
+pub use self::node::{EXCLUDE_LABEL, NodeInfo, RemoteNode, ZONE_LABEL, info, remote_nodes};
 use crate::plan::{Desired, Frontend, Pool, Spread};
 
 /// The label that ties a slice to its service (`EndpointSlice` API).
@@ -141,9 +141,16 @@ fn in_family<A: Address, S: Borrow<EndpointSlice>>(
         let mut add = |address: A, number: u16, scope: u8, local: bool, guarded: bool| {
             let which = Which {
                 local,
-                spread: if scope == SCOPE_EXTERNAL { Spread::Table } else { Spread::Each },
+                spread: if scope == SCOPE_EXTERNAL {
+                    Spread::Table
+                } else {
+                    Spread::Each
+                },
             };
-            let known = pools.iter().find(|(known, _)| *known == which).map(|(_, index)| *index);
+            let known = pools
+                .iter()
+                .find(|(known, _)| *known == which)
+                .map(|(_, index)| *index);
             let index = known.unwrap_or_else(|| {
                 let Chosen { backends, fallback } = if local {
                     port.endpoints.local()
@@ -187,7 +194,13 @@ fn in_family<A: Address, S: Borrow<EndpointSlice>>(
         }
         for address in balancers.difference(&external_ips) {
             add(*address, port.number, SCOPE_INTERNAL, false, sources.is_some());
-            add(*address, port.number, SCOPE_EXTERNAL, external_local, sources.is_some());
+            add(
+                *address,
+                port.number,
+                SCOPE_EXTERNAL,
+                external_local,
+                sources.is_some(),
+            );
         }
         let node_port = port.spec.node_port.and_then(|port| u16::try_from(port).ok());
         if let Some(node_port) = node_port.filter(|port| *port != 0) {
@@ -207,7 +220,12 @@ fn read_port<'a, A: Address>(
         "TCP" => PROTOCOL_TCP,
         "UDP" => PROTOCOL_UDP,
         "SCTP" => PROTOCOL_SCTP,
-        other => return Err(format!("port {} uses {other}, which is no protocol of services", port.port)),
+        other => {
+            return Err(format!(
+                "port {} uses {other}, which is no protocol of services",
+                port.port
+            ));
+        }
     };
     let number = u16::try_from(port.port).map_err(|_| format!("port {} is out of range", port.port))?;
     Ok(Port {
@@ -227,15 +245,16 @@ fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> {
 
 fn external_ips<A: Address>(spec: &ServiceSpec) -> BTreeSet<A> {
     let texts = spec.external_ips.iter().flatten();
-    texts
-        .filter_map(|text| A::from_ip(text.parse().ok()?))
-        .collect()
+    texts.filter_map(|text| A::from_ip(text.parse().ok()?)).collect()
 }
 
 /// The load balancer's addresses whose packets arrive as they were sent; under the mode `Proxy` they come with the
 /// node's address as destination, and the address itself is left to the balancer (`LoadBalancerIngress.ipMode`).
 fn balancer_ips(service: &Service) -> impl Iterator<Item = IpAddr> {
-    let status = service.status.iter().flat_map(|status| status.load_balancer.iter());
+    let status = service
+        .status
+        .iter()
+        .flat_map(|status| status.load_balancer.iter());
     status
         .flat_map(|status| status.ingress.iter().flatten())
         .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
@@ -245,7 +264,10 @@ fn balancer_ips(service: &Service) -> impl Iterator<Item = IpAddr> {
 /// The networks of the family from which the load balancer may be used; `None` for all. A list with networks of the
 /// other family only lets nobody in: the user has said who may come.
 fn sources<A: Address>(spec: &ServiceSpec, refused: &mut Vec<String>) -> Option<Vec<(u32, A)>> {
-    let ranges = spec.load_balancer_source_ranges.as_ref().filter(|ranges| !ranges.is_empty())?;
+    let ranges = spec
+        .load_balancer_source_ranges
+        .as_ref()
+        .filter(|ranges| !ranges.is_empty())?;
     let mut networks = Vec::new();
     for text in ranges {
         match text.trim().parse::<IpNet>() {

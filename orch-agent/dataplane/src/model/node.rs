@@ -64,7 +64,10 @@ const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 #[must_use]
 pub fn info(node: &Node) -> NodeInfo {
     let label = |name: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(name));
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
     let ready = conditions
         .into_iter()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True");

@@ -19,7 +19,10 @@ const SIZES: [(u32, usize); 5] = [
 /// quarters of what the smaller one is for, since a change of size moves most flows.
 #[must_use]
 pub fn size(backends: usize, current: Option<u32>) -> u32 {
-    let fitting = SIZES.iter().position(|(_, most)| backends <= *most).unwrap_or(SIZES.len() - 1);
+    let fitting = SIZES
+        .iter()
+        .position(|(_, most)| backends <= *most)
+        .unwrap_or(SIZES.len() - 1);
     let now = current.and_then(|current| SIZES.iter().position(|(size, _)| *size == current));
     let index = match now {
         Some(now) if now > fitting => {
@@ -60,7 +63,10 @@ pub fn table<A: Address>(size: u32, backends: &[(Backend<A>, u32)]) -> Vec<u32> 
     let mut walkers: Vec<Walker> = {
         let mut sorted: Vec<_> = backends.to_vec();
         sorted.sort_unstable_by_key(|(backend, _)| (backend.address, backend.port));
-        sorted.iter().map(|(backend, number)| Walker::new(size, backend, *number)).collect()
+        sorted
+            .iter()
+            .map(|(backend, number)| Walker::new(size, backend, *number))
+            .collect()
     };
     // Zero is no backend's number.
     let mut slots = vec![0; size as usize];

@@ -272,10 +272,9 @@ impl<A: Address> Planner<A> {
         self.offered.contains_key(&address)
     }
 
-    /// Whether this address and port is a backend of any service, if only as a fallback.
-    #[must_use]
-    pub fn has(&self, backend: &Backend<A>) -> bool {
-        self.numbers.contains_key(backend)
+    /// Every backend of any service, if only as a fallback.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend<A>> {
+        self.numbers.keys()
     }
 
     /// Names of the services that own entries.
@@ -297,7 +296,9 @@ impl<A: Address> Planner<A> {
                 continue;
             }
             let pool = self.pools.get_mut(&entry.service.pool);
-            let member = pool.as_ref().and_then(|pool| pool.slots.members().first().copied());
+            let member = pool
+                .as_ref()
+                .and_then(|pool| pool.slots.members().first().copied());
             let backend = member.and_then(|member| self.backends.get(&member));
             let Some(name) = backend.and_then(|(backend, _)| owner(backend.address)) else {
                 continue;
@@ -317,7 +318,10 @@ impl<A: Address> Planner<A> {
     pub fn update(&mut self, name: &str, desired: &Desired<A>) -> Update<A> {
         let mut phases = Phases::default();
         let (frontends, refused): (Vec<_>, Vec<_>) = desired.frontends.iter().partition(|frontend| {
-            let owner = self.services.get(&frontend.key).and_then(|entry| entry.owner.as_deref());
+            let owner = self
+                .services
+                .get(&frontend.key)
+                .and_then(|entry| entry.owner.as_deref());
             owner.is_none_or(|owner| owner == name)
         });
         let (name, old_keys) = self
@@ -393,7 +397,12 @@ impl<A: Address> Planner<A> {
             self.remove_service(*key, &mut phases);
         }
         let used: BTreeSet<u32> = self.services.values().map(|entry| entry.service.pool).collect();
-        let unused: Vec<u32> = self.pools.keys().filter(|pool| !used.contains(pool)).copied().collect();
+        let unused: Vec<u32> = self
+            .pools
+            .keys()
+            .filter(|pool| !used.contains(pool))
+            .copied()
+            .collect();
         for pool in unused {
             self.empty_pool(pool, &mut phases);
         }
@@ -413,10 +422,18 @@ impl<A: Address> Planner<A> {
 
     /// Numbers for the service's pools: those its frontends already use where possible, none for a pool that no
     /// frontend uses.
-    fn number_pools(&mut self, name: &str, desired: &Desired<A>, frontends: &[&Frontend<A>]) -> Vec<Option<u32>> {
+    fn number_pools(
+        &mut self,
+        name: &str,
+        desired: &Desired<A>,
+        frontends: &[&Frontend<A>],
+    ) -> Vec<Option<u32>> {
         let mut numbers: Vec<Option<u32>> = Vec::with_capacity(desired.pools.len());
         for index in 0..desired.pools.len() {
-            let mut users = frontends.iter().filter(|frontend| frontend.pool == index).peekable();
+            let mut users = frontends
+                .iter()
+                .filter(|frontend| frontend.pool == index)
+                .peekable();
             if users.peek().is_none() {
                 numbers.push(None);
                 continue;
@@ -489,9 +506,21 @@ impl<A: Address> Planner<A> {
                 }
             };
             let changes = pool::changes(pool, &old_chunks, &flat);
-            phases.chunks.extend(changes.put.into_iter().map(|(key, chunk)| MapOp::PutChunk(key, chunk)));
-            phases.later.extend(changes.clear.into_iter().map(|(key, chunk)| MapOp::PutChunk(key, chunk)));
-            phases.later.extend(changes.remove.into_iter().map(MapOp::RemoveChunk));
+            phases.chunks.extend(
+                changes
+                    .put
+                    .into_iter()
+                    .map(|(key, chunk)| MapOp::PutChunk(key, chunk)),
+            );
+            phases.later.extend(
+                changes
+                    .clear
+                    .into_iter()
+                    .map(|(key, chunk)| MapOp::PutChunk(key, chunk)),
+            );
+            phases
+                .later
+                .extend(changes.remove.into_iter().map(MapOp::RemoveChunk));
             for number in members.difference(&old_members) {
                 self.hold(*number);
             }
@@ -540,7 +569,9 @@ impl<A: Address> Planner<A> {
             return;
         };
         let keys = self.chunks_of(&held.slots).into_keys();
-        phases.later.extend(keys.map(|chunk| MapOp::RemoveChunk(ChunkKey { pool, chunk })));
+        phases
+            .later
+            .extend(keys.map(|chunk| MapOp::RemoveChunk(ChunkKey { pool, chunk })));
         self.put_sources(pool, &held.sources, &[], phases);
         let members = held.slots.members();
         if !held.fallback {
@@ -596,7 +627,11 @@ impl<A: Address> Planner<A> {
                 continue;
             };
             let count = self.offered.entry(backend.address).or_default();
-            *count = if offered { *count + 1 } else { count.saturating_sub(1) };
+            *count = if offered {
+                *count + 1
+            } else {
+                count.saturating_sub(1)
+            };
             if *count == 0 {
                 self.offered.remove(&backend.address);
             }

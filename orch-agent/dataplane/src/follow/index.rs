@@ -1,0 +1,135 @@
+//! Slices by the service they are of, so that a change of one leads to its service without a search.
+
+use std::{collections::HashMap, sync::Arc};
+
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::model::SERVICE_NAME_LABEL;
+
+/// The index. A service's name is `namespace/name`.
+#[derive(Debug, Default)]
+pub struct Index {
+    slices: HashMap<Arc<str>, Vec<Arc<EndpointSlice>>>,
+    owners: HashMap<Box<str>, Arc<str>>,
+}
+
+/// `namespace/name`.
+pub fn name(namespace: Option<&str>, name: Option<&str>) -> String {
+    format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())
+}
+
+impl Index {
+    /// An index of all slices.
+    pub fn of(slices: Vec<Arc<EndpointSlice>>) -> Self {
+        let mut index = Self::default();
+        for slice in slices {
+            let key = name(
+                slice.metadata.namespace.as_deref(),
+                slice.metadata.name.as_deref(),
+            );
+            index.put(&key, Some(slice));
+        }
+        index
+    }
+
+    /// The slices of a service, in the order of their names.
+    pub fn slices(&self, service: &str) -> &[Arc<EndpointSlice>] {
+        self.slices.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// Puts a slice, or removes what stood under its `namespace/name`; the answer is the services concerned.
+    pub fn put(&mut self, key: &str, slice: Option<Arc<EndpointSlice>>) -> Vec<Arc<str>> {
+        let new: Option<Arc<str>> = slice.as_ref().and_then(|slice| {
+            let labels = slice.metadata.labels.as_ref()?;
+            let service = labels.get(SERVICE_NAME_LABEL)?;
+            Some(Arc::from(name(
+                slice.metadata.namespace.as_deref(),
+                Some(service),
+            )))
+        });
+        let mut concerned = Vec::new();
+        if let Some(old) = self.owners.remove(key) {
+            if let Some(slices) = self.slices.get_mut(&old) {
+                slices.retain(|slice| !is(slice, key));
+                if slices.is_empty() {
+                    self.slices.remove(&old);
+                }
+            }
+            concerned.push(old);
+        }
+        if let (Some(service), Some(slice)) = (new, slice) {
+            let service = match concerned.first() {
+                Some(old) if *old == service => Arc::clone(old),
+                _ => service,
+            };
+            let slices = self.slices.entry(Arc::clone(&service)).or_default();
+            let at = slices.partition_point(|other| other.metadata.name < slice.metadata.name);
+            slices.insert(at, slice);
+            self.owners.insert(Box::from(key), Arc::clone(&service));
+            if !concerned.contains(&service) {
+                concerned.push(service);
+            }
+        }
+        concerned
+    }
+
+    /// The services with an endpoint on a node that `which` names.
+    pub fn on_nodes(&self, which: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
+        let on = |slices: &Vec<Arc<EndpointSlice>>| {
+            slices
+                .iter()
+                .flat_map(|slice| slice.endpoints.iter().flatten())
+                .filter_map(|endpoint| endpoint.node_name.as_deref())
+                .any(&which)
+        };
+        let concerned = self.slices.iter().filter(|(_, slices)| on(slices));
+        concerned.map(|(service, _)| Arc::clone(service)).collect()
+    }
+}
+
+fn is(slice: &EndpointSlice, key: &str) -> bool {
+    let name = slice.metadata.name.as_deref().unwrap_or_default();
+    let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+    key.split_once('/') == Some((namespace, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(slice: &str, service: Option<&str>) -> Arc<EndpointSlice> {
+        let mut object = EndpointSlice::default();
+        object.metadata.namespace = Some("shop".to_owned());
+        object.metadata.name = Some(slice.to_owned());
+        let labels = service.map(|service| [(SERVICE_NAME_LABEL.to_owned(), service.to_owned())].into());
+        object.metadata.labels = labels;
+        Arc::new(object)
+    }
+
+    fn names(index: &Index, service: &str) -> Vec<String> {
+        let slices = index.slices(service).iter();
+        slices.filter_map(|slice| slice.metadata.name.clone()).collect()
+    }
+
+    #[test]
+    fn a_slice_leads_to_its_service_and_takes_leave_of_it() {
+        let mut index = Index::of(vec![
+            slice("b", Some("web")),
+            slice("a", Some("web")),
+            slice("c", None),
+        ]);
+        assert_eq!(names(&index, "shop/web"), ["a", "b"]);
+        assert_eq!(
+            index.put("shop/a", Some(slice("a", Some("web")))),
+            [Arc::from("shop/web")]
+        );
+        assert_eq!(
+            index.put("shop/a", Some(slice("a", Some("api")))),
+            [Arc::from("shop/web"), Arc::from("shop/api")]
+        );
+        assert_eq!(names(&index, "shop/web"), ["b"]);
+        assert_eq!(index.put("shop/b", None), [Arc::from("shop/web")]);
+        assert!(index.put("shop/b", None).is_empty());
+        assert!(index.slices("shop/web").is_empty());
+    }
+}
