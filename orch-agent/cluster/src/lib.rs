@@ -1,4 +1,5 @@
-//! What every node knows of the cluster: one shared watch each of Services, EndpointSlices and Nodes.
+//! What every node knows of the cluster: one shared watch each of Services, EndpointSlices and Nodes, and of what
+//! NetworkPolicies are about.
 //!
 //! The data plane and DNS both read these caches; neither opens a watch of its own.
 
@@ -18,13 +19,16 @@ use kube::{
         watcher,
     },
 };
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 mod changes;
+pub mod policies;
 
 use crate::changes::Feed;
 pub use crate::changes::{Change, Changes};
+use crate::policies::PolicyEvent;
 
 /// The caches, and word of their changes.
 ///
@@ -39,10 +43,11 @@ pub struct Cluster {
     pub nodes: Store<Node>,
     changed: watch::Receiver<u64>,
     feed: Option<Feed>,
+    policies: Mutex<Option<mpsc::Receiver<PolicyEvent>>>,
 }
 
 impl Cluster {
-    /// Starts the three watches; they retry with back-off for as long as the returned value's tasks live.
+    /// Starts the watches; they retry with back-off for as long as the returned value's tasks live.
     #[must_use]
     pub fn start(client: Client) -> Arc<Self> {
         let (mark, changed) = watch::channel(0);
@@ -61,9 +66,10 @@ impl Cluster {
                 |_| {},
                 move |event| slices.tell(event, Change::Slice),
             ),
-            nodes: reflect(Api::all(client), mark, trim_node, |_| {}),
+            nodes: reflect(Api::all(client.clone()), mark, trim_node, |_| {}),
             changed,
             feed: Some(feed),
+            policies: Mutex::new(Some(policies::start(client))),
         })
     }
 
@@ -81,7 +87,20 @@ impl Cluster {
             nodes,
             changed,
             feed: None,
+            policies: Mutex::new(Some(policies::none())),
         })
+    }
+
+    /// What happens to policies and to what they are about, for the one who enforces them: the first caller gets it,
+    /// the others nothing.
+    #[must_use]
+    pub fn take_policy_events(&self) -> Option<mpsc::Receiver<PolicyEvent>> {
+        self.policies.lock().take()
+    }
+
+    /// Puts other events in the place of the cluster's, for tests of who enforces policies.
+    pub fn set_policy_events(&self, events: mpsc::Receiver<PolicyEvent>) {
+        *self.policies.lock() = Some(events);
     }
 
     /// Waits until every cache has held a full list.
