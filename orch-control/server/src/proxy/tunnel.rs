@@ -126,7 +126,8 @@ impl Kubelets {
         Ok((stream, address))
     }
 
-    /// Sends `request` to `host:port`; see [`exchange`].
+    /// Sends `request` (its URI is path and query only) to `host:port` and streams what comes back; when both sides
+    /// agree to upgrade, `on_upgrade` (the client's side) is joined with the kubelet's.
     ///
     /// # Errors
     /// When the kubelet cannot be reached or does not speak HTTP.
