@@ -3,7 +3,7 @@
 use hickory_proto::{op::ResponseCode, rr::Record};
 
 /// A whole answer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) code: ResponseCode,
     pub(crate) authoritative: bool,
@@ -22,5 +22,13 @@ impl Answer {
             authorities: Vec::new(),
             additionals: Vec::new(),
         }
+    }
+
+    /// All records of all sections.
+    pub(crate) fn records_mut(&mut self) -> impl Iterator<Item = &mut Record> {
+        self.answers
+            .iter_mut()
+            .chain(&mut self.authorities)
+            .chain(&mut self.additionals)
     }
 }

@@ -4,31 +4,27 @@
 //! Discovery" specification 1.1.0.
 
 mod answer;
+mod cache;
+mod encode;
+mod entry;
+mod exchange;
+mod follow;
 mod forward;
 mod handler;
 mod index;
 mod resolv;
+mod reverse;
+mod server;
 mod zone;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
-use hickory_server::Server;
+use ipnet::IpNet;
 use orch_cluster::Cluster;
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    sync::watch,
-};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::resolv::upstreams;
-use crate::{forward::Forwarder, handler::Chain, index::Index, zone::Zone};
-
-/// How long an idle TCP client is kept.
-const TCP_IDLE: Duration = Duration::from_secs(10);
-/// Changes that come within this time are taken into the index together.
-const COALESCE: Duration = Duration::from_millis(10);
-/// Pause between attempts to bind an address that is not there yet.
-const BIND_RETRY: Duration = Duration::from_millis(250);
+use crate::{forward::Forwarder, handler::Handler, zone::Zone};
 
 /// What the DNS server is told.
 #[derive(Debug, Clone)]
@@ -39,6 +35,8 @@ pub struct DnsConfig {
     pub domain: String,
     /// Resolvers for every other name, tried in order.
     pub upstreams: Vec<SocketAddr>,
+    /// The cluster's own networks, of Services and of pods: reverse questions about them are never forwarded.
+    pub networks: Vec<IpNet>,
 }
 
 /// Why the DNS server cannot work.
@@ -60,88 +58,39 @@ pub enum DnsError {
         /// The system's answer.
         source: std::io::Error,
     },
-    /// The server's sockets failed.
-    #[error("serve DNS: {0}")]
-    Serve(String),
 }
 
 /// Answers on every configured address until `stop`. Waits for an address that does not exist yet or that a
-/// predecessor still holds.
+/// predecessor still holds, and serves the others meanwhile. Until the caches have held full lists, questions about
+/// the cluster's names are answered SERVFAIL, as nobody can know yet what does not exist.
 ///
 /// # Errors
-/// When the domain is not one, an address may not be bound, or the sockets fail.
+/// When the domain is not one, or an address may not be bound.
 pub async fn serve(
     config: DnsConfig,
     cluster: Arc<Cluster>,
     stop: CancellationToken,
 ) -> Result<(), DnsError> {
-    let zone = Zone::new(&config.domain)?;
-    let (publish, index) = watch::channel(Arc::new(snapshot(&cluster)));
-    let upstreams = config
+    let own = config
+        .listen
+        .iter()
+        .map(SocketAddr::ip)
+        .filter(|ip| !ip.is_unspecified());
+    let zone = Zone::new(&config.domain, &config.networks, own.collect())?;
+    // A resolv.conf that names the cluster's own DNS would make it ask itself.
+    let others = config
         .upstreams
         .iter()
         .copied()
-        .filter(|u| !config.listen.contains(u))
-        .collect();
-    let mut server = Server::new(Chain::new(zone, index, Forwarder::new(upstreams)));
-    for address in &config.listen {
-        let Some((udp, tcp)) = bind(*address, &stop).await? else {
-            return Ok(());
-        };
-        server.register_socket(udp);
-        server.register_listener(tcp, TCP_IDLE, 16);
-    }
-    let follow = async {
-        let mut changed = cluster.changed();
-        loop {
-            changed.mark_unchanged();
-            publish.send_replace(Arc::new(snapshot(&cluster)));
-            if changed.changed().await.is_err() {
-                return std::future::pending::<()>().await;
-            }
-            tokio::time::sleep(COALESCE).await;
-        }
-    };
-    let token = server.shutdown_token().clone();
+        .filter(|upstream| !config.listen.contains(upstream));
+    let handler = Arc::new(Handler::new(zone, Forwarder::new(others.collect())));
+    let servers = config
+        .listen
+        .iter()
+        .map(|address| server::serve(*address, handler.clone(), stop.clone()));
     tokio::select! {
-        result = server.block_until_done() => result.map_err(|e| DnsError::Serve(e.to_string())),
-        () = follow => Ok(()),
-        () = stop.cancelled() => { token.cancel(); Ok(()) }
-    }
-}
-
-fn snapshot(cluster: &Cluster) -> Index {
-    Index::build(cluster.services.state(), cluster.slices.state())
-}
-
-/// Both sockets of one address, `None` when stopped before it could be bound.
-async fn bind(
-    address: SocketAddr,
-    stop: &CancellationToken,
-) -> Result<Option<(UdpSocket, TcpListener)>, DnsError> {
-    let mut said = false;
-    loop {
-        let both = match TcpListener::bind(address).await {
-            Ok(tcp) => UdpSocket::bind(address).await.map(|udp| (udp, tcp)),
-            Err(error) => Err(error),
-        };
-        match both {
-            Ok(both) => return Ok(Some(both)),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::AddrNotAvailable | std::io::ErrorKind::AddrInUse
-                ) =>
-            {
-                if !std::mem::replace(&mut said, true) {
-                    tracing::warn!(%address, %error, "cannot bind the DNS address yet, retrying");
-                }
-            }
-            Err(source) => return Err(DnsError::Bind { address, source }),
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(None),
-            () = tokio::time::sleep(BIND_RETRY) => {}
-        }
+        result = futures::future::try_join_all(servers) => result.map(|_| ()),
+        () = follow::follow(&cluster, &handler) => Ok(()),
+        () = stop.cancelled() => Ok(()),
     }
 }

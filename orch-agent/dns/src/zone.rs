@@ -1,32 +1,34 @@
 //! The cluster zone: what each kind of name answers (Kubernetes DNS specification 1.1.0).
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use hickory_proto::{
     op::{Query, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
-        rdata::{A, AAAA, CNAME, PTR, SOA, SRV, TXT},
+        rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT},
     },
 };
+use ipnet::IpNet;
 
-use crate::{
-    DnsError,
-    answer::Answer,
-    index::{Entry, Index, dashed},
-};
+use crate::{DnsError, answer::Answer, entry::Entry, index::Index, reverse};
 
 /// Seconds that clients may keep an answer: short, because endpoints come and go.
-const TTL: u32 = 5;
+pub(crate) const TTL: u32 = 5;
 /// The version of the specification, answered for `dns-version`.
 const SPEC_VERSION: &str = "1.1.0";
 
-/// The zone of one cluster domain.
+/// The zone of one cluster domain, with the reverse zones of the cluster's networks.
 pub(crate) struct Zone {
     /// In lower case, without the last dot.
     domain: String,
     origin: Name,
-    soa: Record,
+    /// The name of the server itself.
+    server: Name,
+    /// Its addresses.
+    addresses: Vec<IpAddr>,
+    soa: SOA,
+    networks: Vec<IpNet>,
 }
 
 /// What is at a name: records of any type, or that the name does not exist.
@@ -50,10 +52,23 @@ impl Found {
             additionals: Vec::new(),
         }
     }
+
+    fn of_kind(data: RData, kind: RecordType) -> Self {
+        Self::only(if is_kind(&data, kind) {
+            vec![data]
+        } else {
+            Vec::new()
+        })
+    }
+}
+
+fn is_kind(data: &RData, kind: RecordType) -> bool {
+    kind == RecordType::ANY || data.record_type() == kind
 }
 
 impl Zone {
-    pub(crate) fn new(domain: &str) -> Result<Self, DnsError> {
+    /// The zone of `domain`, served on `addresses`; misses in the reverse zones of `networks` are the zone's too.
+    pub(crate) fn new(domain: &str, networks: &[IpNet], addresses: Vec<IpAddr>) -> Result<Self, DnsError> {
         let domain = domain.trim_matches('.').to_ascii_lowercase();
         let bad = |reason: &dyn std::fmt::Display| DnsError::BadDomain {
             domain: domain.clone(),
@@ -64,36 +79,31 @@ impl Zone {
         }
         let name = |text: String| Name::from_ascii(text).map_err(|error| bad(&error));
         let origin = name(format!("{domain}."))?;
-        let soa = SOA::new(
-            name(format!("ns.dns.{domain}."))?,
-            name(format!("hostmaster.{domain}."))?,
-            1,
-            7200,
-            1800,
-            86400,
-            TTL,
-        );
-        let soa = Record::from_rdata(origin.clone(), TTL, RData::SOA(soa));
-        Ok(Self { domain, origin, soa })
+        let server = name(format!("ns.dns.{domain}."))?;
+        let mailbox = name(format!("hostmaster.{domain}."))?;
+        let soa = SOA::new(server.clone(), mailbox, 1, 7200, 1800, 86400, TTL);
+        let networks = networks.iter().map(IpNet::trunc).collect();
+        Ok(Self {
+            domain,
+            origin,
+            server,
+            addresses,
+            soa,
+            networks,
+        })
     }
 
     /// The answer to a question inside the zone, or to a reverse question about an address of the cluster; `None`
     /// for every other question.
     pub(crate) fn answer(&self, index: &Index, query: &Query) -> Option<Answer> {
-        let name = query.name().to_ascii().to_ascii_lowercase();
-        let name = name.strip_suffix('.').unwrap_or(&name);
         if query.query_class() != DNSClass::IN {
             return None;
         }
-        let found = if name == self.domain {
-            self.apex(query.query_type())
-        } else if let Some(relative) = name
-            .strip_suffix(&self.domain)
-            .and_then(|rest| rest.strip_suffix('.'))
-        {
-            self.lookup(index, relative, query.query_type())
+        let (kind, name) = (query.query_type(), query.name());
+        let (found, apex) = if self.origin.zone_of(name) {
+            (self.inside(index, name, kind), self.origin.clone())
         } else {
-            self.reverse(index, query)?
+            self.reverse(index, name, kind)?
         };
         let (code, answers, additionals) = match found {
             Found::Records { answers, additionals } => (ResponseCode::NoError, answers, additionals),
@@ -101,10 +111,10 @@ impl Zone {
         };
         let answers: Vec<Record> = answers
             .into_iter()
-            .map(|data| Record::from_rdata(query.name().clone(), TTL, data))
+            .map(|data| Record::from_rdata(name.clone(), TTL, data))
             .collect();
         let authorities = if answers.is_empty() {
-            vec![self.soa.clone()]
+            vec![Record::from_rdata(apex, TTL, RData::SOA(self.soa.clone()))]
         } else {
             Vec::new()
         };
@@ -117,28 +127,49 @@ impl Zone {
         })
     }
 
-    fn apex(&self, kind: RecordType) -> Found {
-        match kind {
-            RecordType::SOA => Found::only(vec![self.soa.data.clone()]),
-            _ => Found::empty(),
+    fn inside(&self, index: &Index, name: &Name, kind: RecordType) -> Found {
+        // Not `num_labels`, which leaves out an asterisk.
+        let depth = name.iter().count() - self.origin.iter().count();
+        let mut labels = Vec::with_capacity(depth);
+        for label in name.iter().take(depth) {
+            // No name of Kubernetes has anything but ASCII in it.
+            let Ok(label) = std::str::from_utf8(label) else {
+                return Found::Nothing;
+            };
+            labels.push(label.to_ascii_lowercase());
         }
-    }
-
-    fn lookup(&self, index: &Index, relative: &str, kind: RecordType) -> Found {
-        let mut labels: Vec<&str> = relative.split('.').collect();
         labels.reverse();
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
         match labels.as_slice() {
-            ["dns-version"] if kind == RecordType::TXT => {
-                Found::only(vec![RData::TXT(TXT::new(vec![SPEC_VERSION.into()]))])
-            }
-            ["dns-version" | "svc" | "pod"] => Found::empty(),
-            ["svc" | "pod", namespace] if index.has_namespace(namespace) => Found::empty(),
-            ["pod", namespace, label] => pod(index, namespace, label, kind),
+            [] => self.apex(kind),
+            ["dns", "ns"] => addresses(self.addresses.iter().copied(), kind),
+            ["dns-version"] => Found::of_kind(RData::TXT(TXT::new(vec![SPEC_VERSION.into()])), kind),
+            ["svc" | "pod" | "dns"] => Found::empty(),
+            ["svc", namespace] if index.has_namespace(namespace) => Found::empty(),
+            // Every address has its name in every namespace, as with CoreDNS' `pods insecure`.
+            ["pod", _] => Found::empty(),
+            ["pod", _, label] => pod(label, kind),
             ["svc", namespace, name, rest @ ..] => match index.service(name, namespace) {
                 Some(entry) => self.service(entry, &format!("{name}.{namespace}.svc"), rest, kind),
                 None => Found::Nothing,
             },
             _ => Found::Nothing,
+        }
+    }
+
+    /// What stands at the top of the zone itself and of its reverse zones.
+    fn apex(&self, kind: RecordType) -> Found {
+        match kind {
+            RecordType::SOA => Found::only(vec![RData::SOA(self.soa.clone())]),
+            RecordType::NS => Found::Records {
+                answers: vec![RData::NS(NS(self.server.clone()))],
+                additionals: self
+                    .addresses
+                    .iter()
+                    .map(|ip| record(&self.server, *ip))
+                    .collect(),
+            },
+            _ => Found::empty(),
         }
     }
 
@@ -151,27 +182,28 @@ impl Zone {
                 _ => Found::Nothing,
             };
         }
-        let headless = entry.is_headless();
         match rest {
             [] if kind == RecordType::SRV => self.srv(entry, relative, None),
-            [] if headless => addresses(entry.hosts().into_iter().map(|host| host.ip), kind),
+            [] if entry.is_headless() => addresses(entry.addresses(), kind),
             [] => addresses(entry.cluster_ips(), kind),
-            [protocol] if protocol.starts_with('_') => Found::empty(),
-            [protocol, port] => match (protocol.strip_prefix('_'), port.strip_prefix('_')) {
-                (Some(protocol), Some(port)) => {
-                    match (self.srv(entry, relative, Some((port, protocol))), kind) {
-                        (Found::Nothing, _) => Found::Nothing,
-                        (found, RecordType::SRV) => found,
-                        _ => Found::empty(),
-                    }
+            [label] => match label.strip_prefix('_') {
+                Some(protocol) if entry.has_protocol(protocol) => Found::empty(),
+                Some(_) => Found::Nothing,
+                // Endpoints of Services with a ClusterIP have names too: no record shows them, clients may ask.
+                None => {
+                    let hosts = entry.hosts().into_iter().filter(|host| host.label == *label);
+                    addresses(hosts.map(|host| host.ip), kind)
                 }
+            },
+            [protocol, port] => match (protocol.strip_prefix('_'), port.strip_prefix('_')) {
+                (Some(protocol), Some(port)) => match self.srv(entry, relative, Some((port, protocol))) {
+                    Found::Records { .. } if !matches!(kind, RecordType::SRV | RecordType::ANY) => {
+                        Found::empty()
+                    }
+                    found => found,
+                },
                 _ => Found::Nothing,
             },
-            [label] => {
-                // Endpoints of Services with a ClusterIP have names too: their SRV targets do not use them, clients may.
-                let hosts = entry.hosts().into_iter().filter(|host| host.label == *label);
-                addresses(hosts.map(|host| host.ip), kind)
-            }
             _ => Found::Nothing,
         }
     }
@@ -180,19 +212,22 @@ impl Zone {
         let base = format!("{relative}.{}.", self.domain);
         let mut answers = Vec::new();
         let mut additionals: Vec<Record> = Vec::new();
+        let mut glued = HashSet::new();
         let mut add = |target: &str, port: u16, ips: &[IpAddr]| {
             // A name that is too long for DNS cannot be asked for either.
             let Ok(target) = Name::from_ascii(target) else {
                 return;
             };
             for ip in ips {
-                let record = Record::from_rdata(target.clone(), TTL, address(*ip));
-                if !additionals.contains(&record) {
-                    additionals.push(record);
+                if glued.insert((target.clone(), *ip)) {
+                    additionals.push(record(&target, *ip));
                 }
             }
             // Priority 0 and equal weights: the client chooses.
-            answers.push(RData::SRV(SRV::new(0, 100, port, target)));
+            let data = RData::SRV(SRV::new(0, 100, port, target));
+            if !answers.contains(&data) {
+                answers.push(data);
+            }
         };
         if entry.is_headless() {
             for (port, host) in entry.host_ports(wanted) {
@@ -205,28 +240,44 @@ impl Zone {
         }
         match (answers.is_empty(), wanted) {
             (true, Some(_)) => Found::Nothing,
-            (true, None) if entry.is_headless() && entry.hosts().is_empty() => Found::Nothing,
+            (true, None) if entry.is_headless() && entry.addresses().is_empty() => Found::Nothing,
             _ => Found::Records { answers, additionals },
         }
     }
 
-    /// PTR records for addresses of Services and of headless Services' endpoints.
-    fn reverse(&self, index: &Index, query: &Query) -> Option<Found> {
-        let net = query.name().parse_arpa_name().ok()?;
+    /// PTR records for addresses of Services and of headless Services' endpoints; whatever else lies in the
+    /// cluster's networks does not exist. With the name of the reverse zone.
+    fn reverse(&self, index: &Index, name: &Name, kind: RecordType) -> Option<(Found, Name)> {
+        let net = name.parse_arpa_name().ok()?;
+        let apex = self
+            .networks
+            .iter()
+            .find_map(|network| reverse::apex(name, net, *network));
         if net.prefix_len() != net.max_prefix_len() {
-            return None;
+            let apex = apex?;
+            let found = if apex == *name {
+                self.apex(kind)
+            } else {
+                Found::empty()
+            };
+            return Some((found, apex));
         }
-        let names = index.pointers(net.addr());
+        let names = index.names_of(net.addr());
         if names.is_empty() {
-            return None;
+            return Some((Found::Nothing, apex?));
         }
-        if query.query_type() != RecordType::PTR {
-            return Some(Found::empty());
+        // An address outside of the cluster's networks, of an endpoint that somebody made by hand, is its own zone.
+        let apex = apex.unwrap_or_else(|| name.clone());
+        if !matches!(kind, RecordType::PTR | RecordType::ANY) {
+            return Some((Found::empty(), apex));
         }
-        let names = names
+        let full = names
             .iter()
             .filter_map(|name| Name::from_ascii(name).ok()?.append_domain(&self.origin).ok());
-        Some(Found::only(names.map(|name| RData::PTR(PTR(name))).collect()))
+        Some((
+            Found::only(full.map(|name| RData::PTR(PTR(name))).collect()),
+            apex,
+        ))
     }
 }
 
@@ -237,27 +288,27 @@ fn address(ip: IpAddr) -> RData {
     }
 }
 
+fn record(name: &Name, ip: IpAddr) -> Record {
+    Record::from_rdata(name.clone(), TTL, address(ip))
+}
+
 /// The addresses of the family asked for; a name without any address does not exist.
 fn addresses(ips: impl IntoIterator<Item = IpAddr>, kind: RecordType) -> Found {
-    let all: Vec<RData> = ips.into_iter().map(address).collect();
-    if all.is_empty() {
-        return Found::Nothing;
-    }
-    Found::only(
-        all.into_iter()
-            .filter(|data| data.record_type() == kind)
-            .collect(),
-    )
+    let mut any = false;
+    let all = ips.into_iter().inspect(|_| any = true).map(address);
+    let wanted = all.filter(|data| is_kind(data, kind)).collect();
+    if any { Found::only(wanted) } else { Found::Nothing }
 }
 
 /// `1-2-3-4.namespace.pod`: an address that the client knows already, in the form of a name.
-fn pod(index: &Index, namespace: &str, label: &str, kind: RecordType) -> Found {
+fn pod(label: &str, kind: RecordType) -> Found {
     let ip = label
         .replace('-', ".")
-        .parse::<IpAddr>()
+        .parse()
         .or_else(|_| label.replace('-', ":").parse());
     match ip {
-        Ok(ip) if index.has_namespace(namespace) && dashed(ip) == label => addresses([ip], kind),
+        // A label with dots or colons in it is none of ours.
+        Ok(ip) if !label.contains(['.', ':', '%']) => addresses([ip], kind),
         _ => Found::Nothing,
     }
 }
