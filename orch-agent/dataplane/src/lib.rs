@@ -14,13 +14,17 @@ pub mod inspect;
 mod links;
 pub mod load;
 pub mod maps;
+mod metrics;
 pub mod model;
+pub mod monitor;
 mod netlink;
 mod nodes;
 pub mod plan;
 mod pods;
+pub mod policy;
 mod reports;
 pub mod services;
+mod settings;
 mod shared;
 mod sockets;
 mod sweep;
@@ -50,6 +54,7 @@ pub use crate::{
 };
 use crate::{
     maps::failed,
+    metrics::Metrics,
     netlink::{Interface, Netlink},
     services::Services,
     shared::Shared,
@@ -85,7 +90,8 @@ impl Dataplane {
             .ok_or_else(|| DataplaneError::NoInterface(config.uplink.clone()))?;
         prepare_node(&config, &netlink).await?;
         let (mut programs, mut maps) = load::load(&config.bpf_root)?;
-        let mut tasks = reports::start(&mut programs)?;
+        let events = reports::events(&mut programs)?;
+        let mut tasks: Vec<JoinHandle<()>> = reports::log(&mut programs).into_iter().collect();
         maps.config
             .set(0, settings(&config, &uplink), 0)
             .map_err(failed(CONFIG_MAP))?;
@@ -103,7 +109,10 @@ impl Dataplane {
             pods: Mutex::default(),
             pod_turn: AsyncMutex::new(()),
             gone: Mutex::default(),
+            metrics: Metrics::default(),
+            names: monitor::SharedSources::default(),
         });
+        tasks.extend(monitor::start(&shared, &cluster, events));
         pods::adopt(&shared).await?;
         nodes::own_addresses(&shared).await?;
         tasks.push(tokio::spawn(follow::run(Arc::clone(&shared), cluster)));
@@ -144,6 +153,16 @@ impl Dataplane {
             .iter()
             .map(|(uid, attached)| (uid.clone(), attached.address))
             .collect()
+    }
+
+    /// Tells the monitor where names of pods and of identities come from, once somebody knows them.
+    pub fn set_names(&self, names: monitor::Sources) {
+        *self.shared.names.write() = names;
+    }
+
+    /// Puts the data plane's metrics, as they are now, into a registry that is to be read once.
+    pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.shared.metrics.register(&self.shared, registry);
     }
 
     /// Resolves when no service on this node offers `ip` to new connections although it could do without.

@@ -1,8 +1,8 @@
-//! What the programs say: their log records and the drops, as the agent's own log.
+//! What the programs say: their log records, passed on to the agent's own log, and the ring of their events.
 
-use aya::maps::{Map, RingBuf};
+use aya::maps::{Map, MapData, RingBuf};
 use aya_log::EbpfLogger;
-use orch_ebpf::event::{DropEvent, DropReason, EVENTS_MAP};
+use orch_ebpf::event::EVENTS_MAP;
 
 use crate::{DataplaneError, load::Programs, maps::failed, sys};
 
@@ -26,22 +26,27 @@ impl log::Log for ToTracing {
     fn flush(&self) {}
 }
 
-/// Starts the two readers.
+/// Takes the ring of events out of the loaded object, for [`crate::monitor`].
 ///
 /// # Errors
-/// When the drop events' ring buffer cannot be opened.
-pub fn start(programs: &mut Programs) -> Result<Vec<tokio::task::JoinHandle<()>>, DataplaneError> {
+/// When it is not there or cannot be mapped.
+pub fn events(programs: &mut Programs) -> Result<RingBuf<MapData>, DataplaneError> {
     let map: Map = programs
         .ebpf()
         .take_map(EVENTS_MAP)
-        .ok_or(DataplaneError::Missing(EVENTS_MAP))?;
-    let events = RingBuf::try_from(map).map_err(failed(EVENTS_MAP))?;
-    let mut tasks = vec![tokio::spawn(follow_drops(events))];
+        .ok_or_else(|| DataplaneError::Missing(EVENTS_MAP.to_owned()))?;
+    RingBuf::try_from(map).map_err(failed(EVENTS_MAP))
+}
+
+/// Starts to pass the programs' log on; `None` where they have none, which is warned about.
+pub fn log(programs: &mut Programs) -> Option<tokio::task::JoinHandle<()>> {
     match EbpfLogger::init_with_logger(programs.ebpf(), ToTracing) {
-        Ok(logger) => tasks.push(tokio::spawn(follow_log(logger))),
-        Err(error) => tracing::warn!(%error, "the programs' log cannot be read"),
+        Ok(logger) => Some(tokio::spawn(follow_log(logger))),
+        Err(error) => {
+            tracing::warn!(%error, "the programs' log cannot be read");
+            None
+        }
     }
-    Ok(tasks)
 }
 
 async fn follow_log(logger: EbpfLogger<ToTracing>) {
@@ -50,31 +55,6 @@ async fn follow_log(logger: EbpfLogger<ToTracing>) {
     };
     while let Ok(mut guard) = logger.readable_mut().await {
         guard.get_inner_mut().flush();
-        guard.clear_ready();
-    }
-}
-
-async fn follow_drops(events: RingBuf<aya::maps::MapData>) {
-    let Ok(mut events) = sys::readable(events) else {
-        return;
-    };
-    while let Ok(mut guard) = events.readable_mut().await {
-        while let Some(item) = guard.get_inner_mut().next() {
-            if let Some(event) = sys::read_as::<DropEvent>(&item) {
-                let tuple = event.tuple;
-                tracing::debug!(
-                    target: "orch::drop",
-                    reason = DropReason::from_number(event.reason).map_or("unknown", DropReason::text),
-                    source = %std::net::Ipv4Addr::from(tuple.source),
-                    destination = %std::net::Ipv4Addr::from(tuple.destination),
-                    protocol = tuple.protocol,
-                    source_port = tuple.source_port,
-                    destination_port = tuple.destination_port,
-                    ifindex = event.ifindex,
-                    "packet dropped"
-                );
-            }
-        }
         guard.clear_ready();
     }
 }

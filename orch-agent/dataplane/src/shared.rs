@@ -9,6 +9,8 @@ use crate::{
     DataplaneConfig,
     load::Programs,
     maps::Maps,
+    metrics::Metrics,
+    monitor::SharedSources,
     netlink::{Interface, Netlink},
     pods::Pods,
     services::Services,
@@ -36,4 +38,8 @@ pub struct Shared {
     pub pod_turn: AsyncMutex<()>,
     /// Addresses of pods that have gone and may still have flows.
     pub gone: Mutex<BTreeSet<Ipv4Addr>>,
+    /// What is measured.
+    pub metrics: Metrics,
+    /// Where the monitor's names come from.
+    pub names: SharedSources,
 }

@@ -71,6 +71,7 @@ pub async fn run(shared: Arc<Shared>, cluster: Arc<Cluster>) {
         unpublished: true,
         dirty: Dirty {
             everything: true,
+            since: None,
             services: BTreeSet::new(),
         },
     };
@@ -87,6 +88,7 @@ pub async fn run(shared: Arc<Shared>, cluster: Arc<Cluster>) {
         }
         if let Err(error) = follower.sync_services().await {
             tracing::error!(%error, "the data plane could not be brought up to date, trying again");
+            follower.shared.metrics.failed();
             follower.start_anew();
             failed = true;
         }
@@ -136,6 +138,8 @@ async fn sleep(duration: Option<Duration>) {
 #[derive(Default)]
 struct Dirty {
     everything: bool,
+    /// When the first change was told.
+    since: Option<Instant>,
     services: BTreeSet<Arc<str>>,
 }
 
@@ -161,6 +165,7 @@ struct Follower {
 
 impl Follower {
     fn note(&mut self, change: Change) {
+        self.dirty.since.get_or_insert_with(Instant::now);
         if self.dirty.everything {
             return;
         }
@@ -222,6 +227,7 @@ impl Follower {
         if !dirty.everything && dirty.services.is_empty() {
             return Ok(());
         }
+        let started = Instant::now();
         let mut outcome = Outcome::default();
         if dirty.everything {
             // What changes from here on is told again.
@@ -264,7 +270,9 @@ impl Follower {
             }
         }
         self.settle_contested(&mut outcome)?;
-        self.after(outcome)
+        self.after(outcome)?;
+        self.shared.metrics.synced(dirty.since.unwrap_or(started), started);
+        Ok(())
     }
 
     fn put_named(&mut self, name: &Arc<str>) -> Result<Outcome, DataplaneError> {

@@ -1,356 +1,217 @@
 //! The pinned maps in a person's terms, as text or JSON: `orch-agent bpf …`.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+mod flows;
+mod node;
+mod policy;
+mod programs;
+mod services;
+mod table;
+#[cfg(test)]
+mod tests;
 
-use orch_ebpf::{
-    PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP,
-    config::{NODE_LOCAL, NODES_MAP},
-    conntrack::{
-        CONNTRACK_MAP, DIRECTION_REPLY, KIND_MASQUERADE, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, Tuple,
-    },
-    endpoint::ENDPOINTS_MAP,
-    event::{DropReason, METRICS_MAP, METRICS_PATHS, Path as Way},
-    service::{
-        ANY_ADDRESS, BACKEND_LOCAL, BACKENDS_MAP, Backend, BackendKey, SCOPE_EXTERNAL, SERVICES_MAP, SlotKey,
-    },
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
 };
-use serde_json::{Value, json};
 
+use aya::{
+    Pod,
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
+};
+use orch_ebpf::{Address, Address6, event::Counter, event::METRICS_MAP};
+
+pub use self::{programs::memory as map_memory, table::{Cell, Table}};
 use crate::{
     DataplaneError,
-    maps::{Maps, failed},
+    maps::{self, MapAddress, failed},
 };
 
-/// What can be looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum View {
-    /// Services with their backends.
-    Services,
-    /// Backends.
-    Backends,
-    /// Pods of this node.
-    Endpoints,
-    /// Translated flows.
-    Conntrack,
-    /// Addresses of nodes.
-    Nodes,
-    /// Counters.
-    Metrics,
+macro_rules! views {
+    ($($(#[$doc:meta])* $view:ident $name:literal $read:path,)+) => {
+        /// What can be looked at.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum View {
+            $($(#[$doc])* $view,)+
+        }
+
+        impl View {
+            /// The views' names, in the order in which a person would look.
+            pub const NAMES: &'static [&'static str] = &[$($name),+];
+        }
+
+        impl std::str::FromStr for View {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                match text {
+                    $($name => Ok(Self::$view),)+
+                    _ => Err(format!("{text:?} is none of {}", Self::NAMES.join(", "))),
+                }
+            }
+        }
+
+        /// Reads one view from the maps pinned under `bpf_root`.
+        ///
+        /// # Errors
+        /// When the maps are not there or cannot be read.
+        pub fn read(bpf_root: &Path, view: View) -> Result<Table, DataplaneError> {
+            match view {
+                $(View::$view => $read(&Pins(bpf_root)),)+
+            }
+        }
+    };
 }
 
-impl std::str::FromStr for View {
-    type Err = String;
+views! {
+    /// Services with their backends.
+    Services "services" services::services,
+    /// Backends and their share of slots.
+    Backends "backends" services::backends,
+    /// Networks that may use services with source ranges.
+    Sources "sources" services::sources,
+    /// Clients that keep their backend.
+    Affinity "affinity" services::affinity,
+    /// Sockets that asked for a service.
+    Sockets "sockets" services::sockets,
+    /// Pods of this node.
+    Endpoints "endpoints" node::endpoints,
+    /// Limits of bandwidth.
+    Buckets "buckets" node::buckets,
+    /// Rules of policies.
+    Policy "policy" policy::rules,
+    /// Identities of addresses.
+    Identities "identities" policy::identities,
+    /// Flows.
+    Conntrack "conntrack" flows::conntrack,
+    /// Fragmented datagrams.
+    Fragments "fragments" flows::fragments,
+    /// Addresses of nodes.
+    Nodes "nodes" node::nodes,
+    /// What goes through the tunnel.
+    Routes "routes" node::routes,
+    /// Addresses that this node answers for.
+    Announced "announced" node::announced,
+    /// The node's settings.
+    Config "config" node::config,
+    /// Counters.
+    Metrics "metrics" node::metrics,
+    /// The programs and where they are attached.
+    Programs "programs" programs::programs,
+    /// The maps with their capacity and memory.
+    Maps "maps" programs::maps,
+}
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text {
-            "services" => Self::Services,
-            "backends" => Self::Backends,
-            "endpoints" => Self::Endpoints,
-            "conntrack" => Self::Conntrack,
-            "nodes" => Self::Nodes,
-            "metrics" => Self::Metrics,
-            _ => {
-                return Err(format!(
-                    "{text:?} is none of services, backends, endpoints, conntrack, nodes, metrics"
-                ));
-            }
+/// The pinned maps, each opened when it is looked at.
+struct Pins<'a>(&'a Path);
+
+impl Pins<'_> {
+    fn data(&self, name: &str) -> Result<MapData, DataplaneError> {
+        MapData::from_pin(maps::folder(self.0).join(name)).map_err(|source| DataplaneError::Pinned {
+            name: name.to_owned(),
+            source: Box::new(source),
         })
     }
-}
 
-/// Rows under column names; every value is text or a number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
-    columns: Vec<&'static str>,
-    rows: Vec<Vec<Value>>,
-}
-
-impl Table {
-    /// The table as JSON objects.
-    #[must_use]
-    pub fn json(&self) -> Value {
-        let rows = self.rows.iter().map(|row| {
-            self.columns
-                .iter()
-                .map(|column| (*column).to_owned())
-                .zip(row.iter().cloned())
-                .collect::<serde_json::Map<_, _>>()
-        });
-        rows.map(Value::Object).collect()
+    fn open<T: TryFrom<Map, Error = MapError>>(
+        &self,
+        name: &'static str,
+        suffix: &str,
+    ) -> Result<T, DataplaneError> {
+        let map = Map::from_map_data(self.data(&format!("{name}{suffix}"))?).map_err(failed(name))?;
+        T::try_from(map).map_err(failed(name))
     }
 
-    /// The table as aligned text with a heading.
-    #[must_use]
-    pub fn text(&self) -> String {
-        let heading: Vec<String> = self.columns.iter().map(|column| column.to_uppercase()).collect();
-        let rows = self
-            .rows
-            .iter()
-            .map(|row| row.iter().map(cell).collect::<Vec<String>>());
-        let lines: Vec<Vec<String>> = std::iter::once(heading).chain(rows).collect();
-        let mut widths = vec![0; self.columns.len()];
-        for line in &lines {
-            for (width, word) in widths.iter_mut().zip(line) {
-                *width = (*width).max(word.chars().count());
-            }
-        }
-        let mut text = String::new();
-        for line in &lines {
-            let words: Vec<String> = line
-                .iter()
-                .zip(&widths)
-                .map(|(word, width)| format!("{word:<width$}"))
-                .collect();
-            text.push_str(words.join("   ").trim_end());
-            text.push('\n');
-        }
-        text
+    /// Every entry of a hash, in the order of `rank`. One that goes while the map is read is left out.
+    fn hash<K: Pod, V: Pod, R: Ord>(
+        &self,
+        name: &'static str,
+        suffix: &str,
+        rank: impl Fn(&K, &V) -> R,
+    ) -> Result<Vec<(K, V)>, DataplaneError> {
+        let map: HashMap<MapData, K, V> = self.open(name, suffix)?;
+        let mut all: Vec<(K, V)> = map.iter().filter_map(present).collect::<Result<_, _>>().map_err(failed(name))?;
+        all.sort_by_cached_key(|(key, value)| rank(key, value));
+        Ok(all)
+    }
+
+    /// Every entry of a trie, in the order of `rank`.
+    fn trie<K: Pod, V: Pod, R: Ord>(
+        &self,
+        name: &'static str,
+        suffix: &str,
+        rank: impl Fn(&Key<K>) -> R,
+    ) -> Result<Vec<(Key<K>, V)>, DataplaneError> {
+        let map: LpmTrie<MapData, K, V> = self.open(name, suffix)?;
+        let mut all: Vec<(Key<K>, V)> =
+            map.iter().filter_map(present).collect::<Result<_, _>>().map_err(failed(name))?;
+        all.sort_by_cached_key(|(key, _)| rank(key));
+        Ok(all)
     }
 }
 
-fn cell(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(parts) if parts.is_empty() => "<none>".to_owned(),
-        Value::Array(parts) => parts.iter().map(cell).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
+fn present<T>(entry: Result<T, MapError>) -> Option<Result<T, MapError>> {
+    match entry {
+        Err(MapError::KeyNotFound) => None,
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => None,
+        other => Some(other),
     }
 }
 
-/// Reads one view from the maps pinned under `bpf_root`.
-///
-/// # Errors
-/// When the maps are not there or cannot be read.
-pub fn read(bpf_root: &Path, view: View) -> Result<Table, DataplaneError> {
-    let maps = Maps::pinned(bpf_root)?;
-    match view {
-        View::Services => services(&maps),
-        View::Backends => backends(&maps),
-        View::Endpoints => endpoints(&maps),
-        View::Conntrack => conntrack(&maps),
-        View::Nodes => nodes(&maps),
-        View::Metrics => metrics(&maps),
-    }
+/// Adds the rows of both families.
+macro_rules! both {
+    ($table:expr, $rows:ident, $pins:expr) => {{
+        let mut table = $table;
+        $rows::<orch_ebpf::Address4>($pins, &mut table)?;
+        $rows::<orch_ebpf::Address6>($pins, &mut table)?;
+        Ok(table)
+    }};
 }
+use both;
 
-fn protocol(number: u8) -> String {
-    match number {
-        PROTOCOL_TCP => "TCP".to_owned(),
-        PROTOCOL_UDP => "UDP".to_owned(),
-        PROTOCOL_ICMP => "ICMP".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-fn socket(address: [u8; 4], port: u16) -> String {
-    if address == ANY_ADDRESS {
+/// An address and port; every address of the node where the address is zero.
+fn socket<A: Address>(address: A, port: u16) -> String {
+    if address == A::ANY {
         format!("node:{port}")
     } else {
-        format!("{}:{port}", Ipv4Addr::from(address))
+        SocketAddr::new(address.ip(), port).to_string()
     }
 }
 
-fn backend_text(backend: &Backend) -> String {
-    socket(backend.address, backend.port)
+fn wide(bytes: Address6) -> IpAddr {
+    IpAddr::from(bytes).to_canonical()
 }
 
-fn services(maps: &Maps) -> Result<Table, DataplaneError> {
-    let backends: BTreeMap<BackendKey, Backend> = maps
-        .backends
-        .iter()
-        .collect::<Result<_, _>>()
-        .map_err(failed(BACKENDS_MAP))?;
-    let mut services: Vec<_> = maps
-        .services
-        .iter()
-        .collect::<Result<_, _>>()
-        .map_err(failed(SERVICES_MAP))?;
-    services.sort_by_key(|(key, _)| *key);
-    let rows = services.iter().map(|(key, service)| {
-        let slots = (0..service.count).map(|slot| {
-            let slot = maps
-                .slots
-                .get(
-                    &SlotKey {
-                        pool: service.pool,
-                        slot,
-                    },
-                    0,
-                )
-                .ok();
-            let backend = slot.and_then(|slot| backends.get(&BackendKey { id: slot.backend }));
-            json!(backend.map_or_else(|| "missing".to_owned(), backend_text))
-        });
-        vec![
-            json!(socket(key.address, key.port)),
-            json!(protocol(key.protocol)),
-            json!(if key.scope == SCOPE_EXTERNAL {
-                "outside"
-            } else {
-                "cluster"
-            }),
-            json!(service.pool),
-            json!(service.affinity_seconds),
-            slots.collect(),
-        ]
-    });
-    Ok(Table {
-        columns: vec!["service", "protocol", "clients", "pool", "affinity", "backends"],
-        rows: rows.collect(),
-    })
-}
-
-fn backends(maps: &Maps) -> Result<Table, DataplaneError> {
-    let backends: BTreeMap<BackendKey, Backend> = maps
-        .backends
-        .iter()
-        .collect::<Result<_, _>>()
-        .map_err(failed(BACKENDS_MAP))?;
-    let rows = backends.iter().map(|(key, backend)| {
-        vec![
-            json!(key.id),
-            json!(backend_text(backend)),
-            json!(protocol(backend.protocol)),
-            json!(if backend.flags & BACKEND_LOCAL != 0 {
-                "this"
-            } else {
-                "other"
-            }),
-        ]
-    });
-    Ok(Table {
-        columns: vec!["id", "backend", "protocol", "node"],
-        rows: rows.collect(),
-    })
+fn network<A: MapAddress>(address: A, bits: u32) -> String {
+    format!("{}/{bits}", address.ip())
 }
 
 fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-fn endpoints(maps: &Maps) -> Result<Table, DataplaneError> {
-    let mut all: Vec<_> = maps
-        .endpoints
-        .iter()
-        .collect::<Result<_, _>>()
-        .map_err(failed(ENDPOINTS_MAP))?;
-    all.sort_by_key(|(address, _)| *address);
-    let rows = all.iter().map(|(address, endpoint)| {
-        let uid = String::from_utf8_lossy(&endpoint.uid);
-        vec![
-            json!(Ipv4Addr::from(*address)),
-            json!(endpoint.ifindex),
-            json!(mac(endpoint.pod_mac)),
-            json!(uid.trim_end_matches('\0')),
-        ]
-    });
-    Ok(Table {
-        columns: vec!["address", "interface", "mac", "pod"],
-        rows: rows.collect(),
-    })
+/// The names of the flags that are set.
+fn flags<const N: usize>(value: u32, names: [(u32, &'static str); N]) -> Vec<&'static str> {
+    names.into_iter().filter(|(flag, _)| value & flag != 0).map(|(_, name)| name).collect()
 }
 
-fn flow(tuple: &Tuple) -> String {
-    format!(
-        "{} > {}",
-        socket(tuple.source, tuple.source_port),
-        socket(tuple.destination, tuple.destination_port)
-    )
-}
-
-fn conntrack(maps: &Maps) -> Result<Table, DataplaneError> {
-    let mut all: Vec<_> = maps
-        .conntrack
-        .iter()
-        .collect::<Result<_, _>>()
-        .map_err(failed(CONNTRACK_MAP))?;
-    all.sort_by_key(|(tuple, _)| *tuple);
+/// Seconds since a moment of the monotonic clock.
+fn seconds_since(nanoseconds: u64) -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map(std::time::Duration::from)
+        .map(Duration::from)
         .unwrap_or_default();
-    let rows = all.iter().map(|(tuple, entry)| {
-        let flags = [
-            (SEEN_SYN, "SYN"),
-            (SEEN_TRAFFIC, "TRAFFIC"),
-            (SEEN_FIN, "FIN"),
-            (SEEN_RST, "RST"),
-        ];
-        let seen = flags
-            .iter()
-            .filter(|(flag, _)| entry.seen & flag != 0)
-            .map(|(_, name)| json!(name));
-        let idle = now
-            .saturating_sub(std::time::Duration::from_nanos(entry.last_seen))
-            .as_secs();
-        vec![
-            json!(protocol(tuple.protocol)),
-            json!(flow(tuple)),
-            json!(flow(&entry.becomes)),
-            json!(if entry.kind == KIND_MASQUERADE {
-                "masquerade"
-            } else {
-                "service"
-            }),
-            json!(if entry.direction == DIRECTION_REPLY {
-                "reply"
-            } else {
-                "original"
-            }),
-            seen.collect(),
-            json!(idle),
-        ]
-    });
-    let columns = vec![
-        "protocol",
-        "flow",
-        "becomes",
-        "kind",
-        "direction",
-        "seen",
-        "idle_seconds",
-    ];
-    Ok(Table {
-        columns,
-        rows: rows.collect(),
-    })
+    now.saturating_sub(Duration::from_nanos(nanoseconds)).as_secs()
 }
 
-fn nodes(maps: &Maps) -> Result<Table, DataplaneError> {
-    let mut all: Vec<_> = maps
-        .nodes
-        .iter()
-        .collect::<Result<_, _>>()
-        .map_err(failed(NODES_MAP))?;
-    all.sort_by_key(|(address, _)| *address);
-    let rows = all.iter().map(|(address, node)| {
-        vec![
-            json!(Ipv4Addr::from(*address)),
-            json!(if node.kind == NODE_LOCAL { "this" } else { "other" }),
-        ]
-    });
-    Ok(Table {
-        columns: vec!["address", "node"],
-        rows: rows.collect(),
-    })
+/// A counter, of all CPUs together.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn counter(metrics: &PerCpuArray<MapData, Counter>, index: u32) -> Result<Counter, DataplaneError> {
+    let values = metrics.get(&index, 0).map_err(failed(METRICS_MAP))?;
+    Ok(values.iter().fold(Counter::default(), |sum, one| Counter {
+        packets: sum.packets.wrapping_add(one.packets),
+        bytes: sum.bytes.wrapping_add(one.bytes),
+    }))
 }
 
-fn metrics(maps: &Maps) -> Result<Table, DataplaneError> {
-    let drops = DropReason::ALL
-        .iter()
-        .map(|reason| (*reason as u32, "dropped", reason.text()));
-    let ways = Way::ALL
-        .iter()
-        .map(|way| (METRICS_PATHS + *way as u32, "forwarded", way.text()));
-    let mut rows = Vec::new();
-    for (index, verdict, what) in drops.chain(ways) {
-        let values = maps.metrics.get(&index, 0).map_err(failed(METRICS_MAP))?;
-        let (packets, bytes) = values.iter().fold((0, 0), |(packets, bytes), one| {
-            (packets + one.packets, bytes + one.bytes)
-        });
-        rows.push(vec![json!(verdict), json!(what), json!(packets), json!(bytes)]);
-    }
-    Ok(Table {
-        columns: vec!["verdict", "what", "count", "bytes"],
-        rows,
-    })
-}

@@ -152,6 +152,12 @@ impl Services {
         Ok(services)
     }
 
+    /// How many frontends, pools and backends there are, of IPv4 and of IPv6.
+    #[must_use]
+    pub fn sizes(&self) -> [(usize, usize, usize); 2] {
+        [self.v4.planner.sizes(), self.v6.planner.sizes()]
+    }
+
     /// Starts anew from what the maps hold, after the kernel has refused an operation.
     ///
     /// # Errors
