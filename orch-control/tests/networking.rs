@@ -194,6 +194,41 @@ async fn written_endpoints_are_mirrored_through_their_life() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_go_with_their_service_but_need_none() {
+    let plane = Plane::start().await;
+    let (services, endpoints) = (plane.api::<Service>(), plane.api::<Endpoints>());
+    let written = |name: &str| {
+        json!({ "metadata": { "name": name },
+            "subsets": [{ "addresses": [{ "ip": "10.0.0.24" }], "ports": [{ "port": 80 }] }] })
+    };
+    let service = |name: &str, selector: Value| json!({ "metadata": { "name": name }, "spec": { "selector": selector, "ports": [{ "port": 80 }] } });
+    create(&endpoints, written("alone")).await;
+    create(&services, service("bare", Value::Null)).await;
+    create(&endpoints, written("bare")).await;
+    create(&services, service("selecting", json!({ "matches": "nothing" }))).await;
+    eventually("the selecting service has endpoints", async || {
+        endpoints.get_opt("selecting").await.unwrap().is_some()
+    })
+    .await;
+    for name in ["bare", "selecting"] {
+        services.delete(name, &DeleteParams::default()).await.unwrap();
+        eventually("endpoints go with their service", async || {
+            endpoints.get_opt(name).await.unwrap().is_none()
+        })
+        .await;
+    }
+    // By now whoever would take these for left behind has had its turn.
+    let alone = endpoints.get("alone").await.unwrap();
+    let label = Patch::Merge(json!({ "metadata": { "labels": { "a": "b" } } }));
+    endpoints
+        .patch("alone", &PatchParams::default(), &label)
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(endpoints.get("alone").await.unwrap().uid(), alone.uid());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cluster_ips_are_objects_too() {
     let plane = Plane::start().await;
     let (services, addresses, ranges) = (

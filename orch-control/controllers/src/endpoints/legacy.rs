@@ -13,6 +13,17 @@ use super::slices::set_cause;
 /// The most addresses that are written; Kubernetes' limit, with its annotation when there would be more.
 const MAX_ADDRESSES: usize = 1000;
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
+const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+/// Kubernetes' name for this controller.
+const CONTROLLER: &str = "endpoint-controller";
+
+/// Whether this controller wrote the object.
+pub fn is_ours(endpoints: &Endpoints) -> bool {
+    endpoints
+        .labels()
+        .get(MANAGED_BY)
+        .is_some_and(|m| m == CONTROLLER)
+}
 
 /// The endpoints object of `service`.
 pub fn endpoints(service: &Service, wanted: Vec<Wanted>) -> Endpoints {
@@ -57,10 +68,7 @@ pub fn endpoints(service: &Service, wanted: Vec<Wanted>) -> Endpoints {
     if is_headless(service) {
         labels.insert("service.kubernetes.io/headless".into(), String::new());
     }
-    labels.insert(
-        "endpoints.kubernetes.io/managed-by".into(),
-        "endpoint-controller".into(),
-    );
+    labels.insert(MANAGED_BY.into(), CONTROLLER.into());
     let mut subsets: Vec<EndpointSubset> = groups.into_values().collect();
     for subset in &mut subsets {
         for list in [&mut subset.addresses, &mut subset.not_ready_addresses]

@@ -21,6 +21,7 @@ mod slices;
 mod topology;
 pub mod tracker;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
+use parking_lot::Mutex;
 
 use self::cause::Causes;
 use self::plan::Place;
@@ -41,6 +43,8 @@ struct Controller {
     tracker: Tracker,
     slice_causes: Causes,
     endpoint_causes: Causes,
+    /// Services whose end has been seen, until their endpoints are gone too.
+    departed: Mutex<HashSet<Key>>,
 }
 
 /// Whether the service's selector names pods with these labels.
@@ -66,10 +70,14 @@ pub fn start(context: &Context) {
         tracker: Tracker::default(),
         slice_causes: Causes::default(),
         endpoint_causes: Causes::default(),
+        departed: Mutex::default(),
     });
 
-    let wake = [slices.clone(), endpoints.clone()];
+    let (wake, this) = ([slices.clone(), endpoints.clone()], controller.clone());
     informers.services.subscribe(move |change| {
+        if let (Some(old), None) = (change.old, change.new) {
+            this.departed.lock().insert(Key::of(&**old));
+        }
         change
             .both()
             .for_each(|s| wake.iter().for_each(|queue| queue.add(Key::of(&**s))));
@@ -243,12 +251,16 @@ impl Controller {
         let found = self.service(key);
         let Some((service, pods)) = found.filter(|(service, _)| !is_external(service)) else {
             self.endpoint_causes.forget(key);
-            // As in Kubernetes, a service takes its endpoints with it; those of one without selector are its owner's.
-            if existing.is_some() && self.informers.services.get(key).is_none() {
+            // As in Kubernetes, a service takes its endpoints with it, whoever wrote them. Those that never had a
+            // service are their owner's.
+            let gone = self.informers.services.get(key).is_none();
+            let leaves = |e: &Arc<Endpoints>| legacy::is_ours(e) || self.departed.lock().contains(key);
+            if gone && existing.as_ref().is_some_and(leaves) {
                 api.delete(&key.name, &DeleteParams::default())
                     .await
                     .doing_if_there(|| format!("delete endpoints {key}"))?;
             }
+            self.departed.lock().remove(key);
             return Ok(None);
         };
         if service.metadata.deletion_timestamp.is_some() {
