@@ -60,9 +60,7 @@ impl Numbers {
     pub fn wish(&self, hash: u64) -> u32 {
         // The mixed high half: the low bits of FNV-1a alone are weak.
         let mixed = (hash ^ (hash >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        u32::try_from(mixed >> 32)
-            .unwrap_or_default()
-            .max(self.first)
+        u32::try_from(mixed >> 32).unwrap_or_default().max(self.first)
     }
 
     /// Tells what the kernel holds. Such numbers are given only to a thing for which they are known to stand.
@@ -151,7 +149,11 @@ mod tests {
         let mut numbers = Numbers::new(16);
         let hash = stable_hash(&"web");
         let first = numbers.take(hash, false);
-        assert_ne!(numbers.take(hash, false), first, "the same hash is not the same thing");
+        assert_ne!(
+            numbers.take(hash, false),
+            first,
+            "the same hash is not the same thing"
+        );
         numbers.release(first);
         assert_ne!(numbers.take(hash, false), first, "the kernel may still hold it");
         numbers.rested(&HashSet::new());
