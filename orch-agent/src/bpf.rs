@@ -2,9 +2,9 @@
 
 use std::io::{ErrorKind, Write};
 
-use orch_dataplane::inspect::{self, View};
+use orch_dataplane::inspect;
 
-use crate::config::{BpfArgs, BpfObject, ConfigError, OutputForm};
+use crate::config::{BpfArgs, ConfigError, OutputForm};
 
 /// Why nothing can be shown.
 #[derive(Debug, thiserror::Error)]
@@ -25,15 +25,7 @@ pub enum BpfError {
 /// # Errors
 /// When the maps are not there or cannot be read.
 pub fn show(args: &BpfArgs, out: &mut impl Write) -> Result<(), BpfError> {
-    let view = match args.what {
-        BpfObject::Services => View::Services,
-        BpfObject::Backends => View::Backends,
-        BpfObject::Endpoints => View::Endpoints,
-        BpfObject::Conntrack => View::Conntrack,
-        BpfObject::Nodes => View::Nodes,
-        BpfObject::Metrics => View::Metrics,
-    };
-    let table = inspect::read(&args.root()?, view)?;
+    let table = inspect::read(&args.root()?, args.what)?;
     let written = match args.output {
         OutputForm::Text => write!(out, "{}", table.text()),
         OutputForm::Json => writeln!(out, "{:#}", table.json()),

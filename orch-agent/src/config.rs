@@ -6,11 +6,16 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser as _},
+};
 use ipnet::Ipv4Net;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use orch_dataplane::inspect::View;
 
 use crate::{
+    monitor::MonitorArgs,
     node::Reserved,
     pod::quantity::{QuantityError, milli, whole},
 };
@@ -31,6 +36,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Show what is in the data plane's maps; works without a running agent.
     Bpf(BpfArgs),
+    /// Show drops, flows and verdicts of policies as they happen (as root, beside a running agent).
+    Monitor(Box<MonitorArgs>),
     /// Write one container's output to its log. containerd starts it; it outlives the agent.
     Logger {
         /// The log file; rotated ones stand beside it.
@@ -65,6 +72,9 @@ pub struct RunArgs {
     /// Port of the kubelet API on the node's address.
     #[arg(long, default_value_t = 10250)]
     pub kubelet_port: u16,
+    /// Where metrics are served in plain HTTP, besides the kubelet API; port 0 for nowhere.
+    #[arg(long, default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: SocketAddr,
     /// containerd's socket.
     #[arg(long, default_value = "/run/containerd/containerd.sock")]
     pub containerd: PathBuf,
@@ -116,30 +126,14 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 pub struct BpfArgs {
     /// What to show.
-    pub what: BpfObject,
+    #[arg(value_parser = PossibleValuesParser::new(View::NAMES).try_map(|name| name.parse::<View>()))]
+    pub what: View,
     /// Directory of the pins [default: the only one below /sys/fs/bpf/orch].
     #[arg(long)]
     pub bpf_root: Option<PathBuf>,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: OutputForm,
-}
-
-/// What `bpf` can show.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BpfObject {
-    /// Service addresses and their backends.
-    Services,
-    /// Backends.
-    Backends,
-    /// Pods of this node.
-    Endpoints,
-    /// Tracked connections.
-    Conntrack,
-    /// Other nodes.
-    Nodes,
-    /// Counters and drops.
-    Metrics,
 }
 
 /// Forms of output.
@@ -362,6 +356,8 @@ mod tests {
         assert_eq!(args.cluster_dns.to_string(), "10.96.0.10");
         assert!(Cli::try_parse_from(["orch-agent", "run"]).is_err());
         assert!(Cli::try_parse_from(["orch-agent", "bpf", "services", "-o", "json"]).is_ok());
+        assert!(Cli::try_parse_from(["orch-agent", "bpf", "service"]).is_err());
+        assert!(Cli::try_parse_from(["orch-agent", "monitor", "--type", "drop"]).is_ok());
     }
 
     #[test]

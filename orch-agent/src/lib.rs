@@ -3,6 +3,9 @@
 pub mod bpf;
 pub mod config;
 pub mod kubelet;
+pub mod metrics;
+pub mod monitor;
+pub mod names;
 pub mod node;
 pub mod pod;
 pub mod run;

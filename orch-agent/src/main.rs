@@ -6,7 +6,7 @@ use clap::Parser as _;
 use orch_agent::{
     bpf, chain,
     config::{Cli, Command},
-    run,
+    monitor, run,
 };
 
 /// Threads of the asynchronous runtime: the agent waits far more than it computes.
@@ -30,6 +30,10 @@ fn main() -> ExitCode {
         Command::Bpf(args) => finish(
             "show the data plane",
             bpf::show(&args, &mut std::io::stdout().lock()),
+        ),
+        Command::Monitor(args) => finish(
+            "monitor the data plane",
+            monitor::run(&args, &mut std::io::stdout().lock()),
         ),
         Command::Run(args) => {
             let runtime = tokio::runtime::Builder::new_multi_thread()

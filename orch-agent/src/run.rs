@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{ConfigError, RunArgs, cgroup2_path},
     kubelet::{self, KubeletConfig, KubeletError, NodeBackend},
+    metrics, names,
     node::{NodeConfig, Registrar},
     pod::{Manager, ManagerConfig},
 };
@@ -172,13 +173,15 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
         manager_config(args, node_ip.into()),
         client,
         runtime.clone(),
-        dataplane,
+        dataplane.clone(),
         cluster,
         stop.clone(),
     );
+    dataplane.set_names(names::of_pods(&manager));
     let backend = Arc::new(NodeBackend::new(
         manager.clone(),
         runtime,
+        dataplane,
         args.run_dir.clone(),
         args.node_name.clone(),
     ));
@@ -188,6 +191,13 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
         tls_key: args.tls_key.clone(),
         client_ca: args.client_ca.clone(),
     };
+    if args.metrics_bind_address.port() != 0 {
+        tokio::spawn(metrics::serve(
+            args.metrics_bind_address,
+            backend.clone(),
+            stop.clone(),
+        ));
+    }
     let address = kubelet::serve(&config, backend, stop.clone()).await?;
     tracing::info!(%address, "kubelet API is up");
     let result = match dns.await {
@@ -212,6 +222,7 @@ fn dns_config(args: &RunArgs) -> DnsConfig {
         listen: vec![SocketAddr::new(args.cluster_dns.into(), 53)],
         domain: args.cluster_domain.clone(),
         upstreams: orch_dns::upstreams(&resolv_conf),
+        networks: vec![args.service_cidr.into(), args.cluster_cidr.into()],
     }
 }
 
@@ -231,7 +242,7 @@ fn manager_config(args: &RunArgs, ip: IpAddr) -> ManagerConfig {
     ManagerConfig {
         root_dir: args.root_dir.clone(),
         run_dir: args.run_dir.clone(),
-        cluster_dns: Some(args.cluster_dns.into()),
+        cluster_dns: vec![args.cluster_dns.into()],
         cluster_domain: args.cluster_domain.clone(),
         resolv_conf: args.resolv_conf.clone(),
         ..ManagerConfig::new(args.node_name.clone(), ip)
@@ -241,7 +252,7 @@ fn manager_config(args: &RunArgs, ip: IpAddr) -> ManagerConfig {
 /// Logs go to stderr; `RUST_LOG` says which.
 fn init_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off,hickory_server=warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off"));
     let ansi = io::IsTerminal::is_terminal(&io::stderr());
     // Fails only where a logger is set already, as in tests.
     let _ = tracing_subscriber::fmt()

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 use orch_runtime::{ContainerStats, ExecSpec, OutputStream, StdinStream, logs::LogOptions};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpStream;
 
 use super::Failure;
@@ -82,4 +83,6 @@ pub trait Backend: Send + Sync + 'static {
     async fn dial(&self, namespace: &str, pod: &str, port: u16) -> Result<TcpStream, Failure>;
     /// What every running container uses.
     async fn usage(&self) -> Vec<Usage>;
+    /// Puts the metrics of the node's other parts, as they are now, into a registry that is read once.
+    fn register_metrics(&self, registry: &mut Registry);
 }

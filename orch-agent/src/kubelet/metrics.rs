@@ -74,6 +74,7 @@ pub(super) async fn agent(State(backend): State<Arc<dyn Backend>>) -> Result<Res
         "Open file descriptors of the agent",
         descriptors,
     );
+    backend.register_metrics(&mut registry);
     encoded(&registry)
 }
 

@@ -26,7 +26,7 @@ mod websocket;
 pub use backend::{Backend, Control, Process, Target};
 pub use error::Failure;
 pub use node_backend::NodeBackend;
-pub use routes::router;
+pub use routes::{metrics_router, router};
 pub use server::{KubeletConfig, KubeletError, serve};
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
 use k8s_openapi::api::core::v1::Pod;
+use orch_dataplane::Dataplane;
 use orch_runtime::{Exec, ExecSpec, ProcessControl, Runtime, RuntimeError, logs::LogOptions};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpStream;
 
 use super::{
@@ -23,18 +25,26 @@ const KILL: i32 = 9;
 pub struct NodeBackend {
     manager: Arc<Manager>,
     runtime: Arc<Runtime>,
+    dataplane: Arc<Dataplane>,
     run_dir: PathBuf,
     node_name: String,
 }
 
 impl NodeBackend {
-    /// A backend over the node's manager and runtime; `run_dir` is where pods' namespaces are bound, `node_name` the
+    /// A backend over the node's manager, runtime and data plane; `run_dir` is where pods' namespaces are bound, `node_name` the
     /// Node object's name.
     #[must_use]
-    pub fn new(manager: Arc<Manager>, runtime: Arc<Runtime>, run_dir: PathBuf, node_name: String) -> Self {
+    pub fn new(
+        manager: Arc<Manager>,
+        runtime: Arc<Runtime>,
+        dataplane: Arc<Dataplane>,
+        run_dir: PathBuf,
+        node_name: String,
+    ) -> Self {
         Self {
             manager,
             runtime,
+            dataplane,
             run_dir,
             node_name,
         }
@@ -175,6 +185,10 @@ impl Backend for NodeBackend {
             }
         }
         usage
+    }
+
+    fn register_metrics(&self, registry: &mut Registry) {
+        self.dataplane.register_metrics(registry);
     }
 }
 

@@ -48,6 +48,14 @@ pub fn router(backend: Arc<dyn Backend>) -> Router {
         .with_state(backend)
 }
 
+/// The agent's own metrics, for a listener of their own that asks nobody who they are.
+pub fn metrics_router(backend: Arc<dyn Backend>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/metrics", get(metrics::agent))
+        .with_state(backend)
+}
+
 /// Authentication, then authorisation.
 async fn guard(request: Request, next: Next) -> Result<Response, Failure> {
     let identity = request

@@ -69,6 +69,12 @@ impl Control for FakeControl {
 
 #[async_trait]
 impl Backend for Fake {
+    fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+        let other: prometheus_client::metrics::gauge::Gauge = Default::default();
+        other.set(7);
+        registry.register("orch_dataplane_pods", "of another part", other);
+    }
+
     fn node_name(&self) -> &str {
         "node-1"
     }
@@ -404,6 +410,8 @@ async fn logs_take_the_api_servers_options() {
     for path in ["/metrics", "/metrics/resource", "/stats/summary"] {
         assert_eq!(api.get(Some(ADMIN), path).await.0, 200, "{path}");
     }
+    let (_, metrics) = api.get(Some(ADMIN), "/metrics").await;
+    assert!(metrics.contains("\norch_dataplane_pods 7\n"), "{metrics}");
 }
 
 /// Reads until the status channel, which is returned last.
