@@ -7,7 +7,7 @@ use std::{hash::Hash, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use k8s_openapi::api::{
-    core::v1::{Node, Service},
+    core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{
@@ -43,6 +43,7 @@ pub struct Cluster {
     pub nodes: Store<Node>,
     changed: watch::Receiver<u64>,
     feed: Option<Feed>,
+    client: Option<Client>,
     policies: Mutex<Option<mpsc::Receiver<PolicyEvent>>>,
 }
 
@@ -69,6 +70,7 @@ impl Cluster {
             nodes: reflect(Api::all(client.clone()), mark, trim_node, |_| {}),
             changed,
             feed: Some(feed),
+            client: Some(client.clone()),
             policies: Mutex::new(Some(policies::start(client))),
         })
     }
@@ -87,6 +89,7 @@ impl Cluster {
             nodes,
             changed,
             feed: None,
+            client: None,
             policies: Mutex::new(Some(policies::none())),
         })
     }
@@ -101,6 +104,30 @@ impl Cluster {
     /// Puts other events in the place of the cluster's, for tests of who enforces policies.
     pub fn set_policy_events(&self, events: mpsc::Receiver<PolicyEvent>) {
         *self.policies.lock() = Some(events);
+    }
+
+    /// Whether this pod has gone or ended, asked of the API server: no cache holds every pod. In a view over stores
+    /// that somebody else fills there is no pod at all.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn pod_is_gone(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+    ) -> Result<bool, kube::Error> {
+        let Some(client) = &self.client else {
+            return Ok(true);
+        };
+        let pod = Api::<Pod>::namespaced(client.clone(), namespace)
+            .get_opt(name)
+            .await?;
+        Ok(pod.is_none_or(|pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            let another = uid.is_some_and(|uid| pod.metadata.uid.as_deref() != Some(uid));
+            another || matches!(phase, Some("Succeeded" | "Failed"))
+        }))
     }
 
     /// Waits until every cache has held a full list.

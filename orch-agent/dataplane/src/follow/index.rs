@@ -37,6 +37,22 @@ impl Index {
         self.slices.get(service).map_or(&[], Vec::as_slice)
     }
 
+    /// The slice of this `namespace/name`.
+    pub fn get(&self, key: &str) -> Option<&EndpointSlice> {
+        let service = self.owners.get(key)?;
+        self.slices(service)
+            .iter()
+            .find(|slice| is(slice, key))
+            .map(AsRef::as_ref)
+    }
+
+    /// All slices by their `namespace/name`.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &EndpointSlice)> {
+        self.owners
+            .keys()
+            .filter_map(|key| Some((&**key, self.get(key)?)))
+    }
+
     /// Puts a slice, or removes what stood under its `namespace/name`; the answer is the services concerned.
     pub fn put(&mut self, key: &str, slice: Option<Arc<EndpointSlice>>) -> Vec<Arc<str>> {
         let new: Option<Arc<str>> = slice.as_ref().and_then(|slice| {

@@ -25,7 +25,7 @@ use crate::{
     nodes,
     services::{Outcome, Place},
     shared::Shared,
-    sockets,
+    sockets::{self, Gone, PodName},
 };
 
 /// How long to wait after the kernel has refused a change.
@@ -148,7 +148,7 @@ struct Follower {
     cluster: Arc<Cluster>,
     health: watch::Sender<health::State>,
     balancers: watch::Sender<announce::Wanted>,
-    gone: mpsc::UnboundedSender<Vec<Place>>,
+    gone: mpsc::UnboundedSender<Gone>,
     index: Index,
     nodes: HashMap<String, NodeInfo>,
     remote: Option<Vec<RemoteNode>>,
@@ -177,9 +177,20 @@ impl Follower {
             }
             Change::Slice(object) => {
                 let name = name(object.namespace.as_deref(), Some(&object.name));
-                let concerned = self.index.put(&name, self.cluster.slices.get(&object));
+                let new = self.cluster.slices.get(&object);
+                if let Some(old) = self.index.get(&name) {
+                    self.tell_vanished(sockets::vanished(old, new.as_deref()));
+                }
+                let concerned = self.index.put(&name, new);
                 self.dirty.services.extend(concerned);
             }
+        }
+    }
+
+    fn tell_vanished(&self, endpoints: Vec<(IpAddr, PodName)>) {
+        if !endpoints.is_empty() {
+            // The task ends only with this one.
+            let _ = self.gone.send(Gone::Endpoints(endpoints));
         }
     }
 
@@ -231,7 +242,11 @@ impl Follower {
         let mut outcome = Outcome::default();
         if dirty.everything {
             // What changes from here on is told again.
-            self.index = Index::of(self.cluster.slices.state());
+            let new = Index::of(self.cluster.slices.state());
+            for (name, old) in self.index.iter() {
+                self.tell_vanished(sockets::vanished(old, new.get(name)));
+            }
+            self.index = new;
             let mut services = self.cluster.services.state();
             // The oldest keeps an address that several want, whatever the order in which they are listed.
             services.sort_by_cached_key(|service| {
@@ -271,7 +286,9 @@ impl Follower {
         }
         self.settle_contested(&mut outcome)?;
         self.after(outcome)?;
-        self.shared.metrics.synced(dirty.since.unwrap_or(started), started);
+        self.shared
+            .metrics
+            .synced(dirty.since.unwrap_or(started), started);
         Ok(())
     }
 
@@ -350,7 +367,7 @@ impl Follower {
         }
         if !outcome.gone.is_empty() {
             // The task ends only with this one.
-            let _ = self.gone.send(outcome.gone);
+            let _ = self.gone.send(Gone::Backends(outcome.gone));
         }
         self.publish();
         self.shared.services_changed.send_modify(|count| *count += 1);
