@@ -22,8 +22,8 @@ pub struct ManagerConfig {
     pub root_dir: PathBuf,
     /// Directory for what does not survive a reboot, `/run/orch`.
     pub run_dir: PathBuf,
-    /// The cluster's DNS server, for `dnsPolicy: ClusterFirst`; without one such pods get the host's.
-    pub cluster_dns: Option<IpAddr>,
+    /// The addresses of the cluster's DNS, for `dnsPolicy: ClusterFirst`; without one such pods get the host's.
+    pub cluster_dns: Vec<IpAddr>,
     /// The cluster's domain, `cluster.local`.
     pub cluster_domain: String,
     /// The resolver configuration that pods inherit, `/etc/resolv.conf`.
@@ -44,7 +44,7 @@ impl ManagerConfig {
             node_ip,
             root_dir: "/var/lib/orch".into(),
             run_dir: "/run/orch".into(),
-            cluster_dns: None,
+            cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: "/etc/resolv.conf".into(),
             cpu_millis: i64::try_from(cpus).unwrap_or(1) * 1000,

@@ -282,4 +282,37 @@ mod tests {
                 .all(|k| k.starts_with("KUBERNETES"))
         );
     }
+
+    #[test]
+    fn the_api_is_always_named_and_a_namespaces_own_service_of_that_name_wins() {
+        let all = [
+            service("shop", "kubernetes", "fd00:10:96::7"),
+            service("default", "kubernetes", "10.96.0.1"),
+            service("default", "web", "10.96.0.2"),
+        ];
+        let host = |namespace, links| services(&all, namespace, links)["KUBERNETES_SERVICE_HOST"].clone();
+        assert_eq!(host("shop", true), "fd00:10:96::7");
+        assert_eq!(host("shop", false), "10.96.0.1");
+        assert_eq!(host("default", true), "10.96.0.1");
+        let env = services(&all, "shop", true);
+        assert_eq!(env["KUBERNETES_PORT"], "tcp://[fd00:10:96::7]:80");
+        assert_eq!(env["KUBERNETES_PORT_53_UDP_ADDR"], "fd00:10:96::7");
+        assert!(services(&all, "default", true).contains_key("WEB_SERVICE_HOST"));
+        assert!(!services(&all, "default", false).contains_key("WEB_SERVICE_HOST"));
+    }
+
+    #[test]
+    fn services_without_an_address_have_no_variables() {
+        let mut external = Service::clone(&service("shop", "ext", ""));
+        if let Some(spec) = &mut external.spec {
+            spec.type_ = Some("ExternalName".into());
+            spec.cluster_ip = None;
+        }
+        let all = [
+            Arc::new(external),
+            service("shop", "headless", "None"),
+            service("shop", "pending", ""),
+        ];
+        assert!(services(&all, "shop", true).is_empty());
+    }
 }

@@ -26,6 +26,7 @@ pub mod probe;
 pub mod quantity;
 pub mod recorder;
 pub mod report;
+pub mod resolv;
 pub mod resources;
 pub mod security;
 pub mod spec;

@@ -10,7 +10,7 @@ use super::{
     actor::Local,
     context::Context,
     event::Event,
-    files, quantity,
+    files, quantity, resolv,
     resources::{self, Qos, Resources},
     volumes::{self, VolumeError},
 };
@@ -47,7 +47,16 @@ async fn network(context: &Context, pod: &Pod, local: &Local) -> Result<Option<I
     let uid = meta.uid.clone().unwrap_or_default();
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let config = &context.config;
-    let (hostname, _) = files::hostname(pod, &config.node_name, &config.cluster_domain);
+    let name = files::hostname(pod, &config.node_name, &config.cluster_domain);
+    let hostname = name.kernel;
+    if hostname != name.short && hostname.len() > files::MAX_KERNEL_HOSTNAME {
+        return Err(format!(
+            "Failed to construct FQDN from Pod hostname and cluster domain, FQDN {hostname} is too long ({} \
+             characters is the max, {} characters requested)",
+            files::MAX_KERNEL_HOSTNAME,
+            hostname.len()
+        ));
+    }
     let sysctls = spec.security_context.as_ref().and_then(|s| s.sysctls.as_ref());
     let wanted = SandboxSpec {
         uid: uid.clone(),
@@ -149,21 +158,19 @@ pub async fn refresh(context: Arc<Context>, pod: Arc<Pod>, local: Arc<Local>) {
 async fn write_files(context: &Context, pod: &Pod, ip: Option<IpAddr>) -> Result<(), VolumeError> {
     let config = &context.config;
     let paths = context.paths(pod);
-    let (name, full) = files::hostname(pod, &config.node_name, &config.cluster_domain);
+    let name = files::hostname(pod, &config.node_name, &config.cluster_domain);
     let host_hosts = tokio::fs::read_to_string("/etc/hosts").await.unwrap_or_default();
     let host_resolv = tokio::fs::read_to_string(&config.resolv_conf)
         .await
         .unwrap_or_default();
+    let resolver = resolv::resolv_conf(pod, &config.cluster_dns, &config.cluster_domain, &host_resolv);
+    for warning in resolver.warnings {
+        context.warn(pod, None, "DNSConfigForming", warning);
+    }
     let texts = [
-        (
-            "hosts",
-            files::hosts(pod, ip, &name, full.as_deref(), &host_hosts),
-        ),
-        (
-            "resolv.conf",
-            files::resolv_conf(pod, config.cluster_dns, &config.cluster_domain, &host_resolv),
-        ),
-        ("hostname", format!("{name}\n")),
+        ("hosts", files::hosts(pod, ip.as_slice(), &name, &host_hosts)),
+        ("resolv.conf", resolver.text),
+        ("hostname", format!("{}\n", name.kernel)),
     ];
     let dir = paths.pod.clone();
     let write = move || {

@@ -93,7 +93,7 @@ pub fn describe(pod: &Pod, container: &Container, inputs: Inputs<'_>) -> Result<
             .filter(|l| !l.is_empty())
             .map(|l| l.iter().map(|t| expand(t, lookup)).collect())
     };
-    let (hostname, _) = files::hostname(pod, &config.node_name, &config.cluster_domain);
+    let hostname = files::hostname(pod, &config.node_name, &config.cluster_domain).kernel;
     let resources = resources::Resources::of(container);
     let unsigned = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
     let mut spec = ContainerSpec {

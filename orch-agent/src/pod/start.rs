@@ -95,7 +95,14 @@ async fn start(
     let described = async {
         let image = image::ensure(target, container).await?;
         // Without the services' cache the environment would lack them for the container's whole life.
-        let _ = tokio::time::timeout(Duration::from_secs(10), context.cluster.ready()).await;
+        let services = context.cluster.services.wait_until_ready();
+        if !matches!(
+            tokio::time::timeout(Duration::from_secs(10), services).await,
+            Ok(Ok(()))
+        ) {
+            let text = "services have not yet been read at least once, cannot construct envvars";
+            return Err(config(text.to_owned()));
+        }
         let env = env::environment(context, &target.pod, container, target.ip)
             .await
             .map_err(|e| config(e.to_string()))?;

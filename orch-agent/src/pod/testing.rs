@@ -257,7 +257,7 @@ impl Node {
     pub(crate) fn config(&self) -> ManagerConfig {
         ManagerConfig {
             root_dir: self.root.path().to_owned(),
-            cluster_dns: Some(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10))),
+            cluster_dns: vec![IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10))],
             ..ManagerConfig::new("n1", IpAddr::V4(Ipv4Addr::LOCALHOST))
         }
     }
