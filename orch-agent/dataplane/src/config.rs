@@ -9,6 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use orch_cluster::policies::NamedPort;
 use orch_ebpf::{Address, config::FamilyConfig};
 
 /// The node's part of the configuration. Lists of addresses and networks have at most one of each family, the
@@ -69,11 +70,13 @@ impl DataplaneConfig {
         if one(&self.node_ips) == A::ANY {
             return FamilyConfig::default();
         }
-        // A network that is not given contains nothing: an address of all ones under a mask of all ones.
+        // A network that is not given holds nothing that is ever asked about: one address, of all ones.
+        let ones = [IpAddr::from([u8::MAX; 4]), IpAddr::from([u8::MAX; 16])];
+        let nothing = one(&ones);
         let net = |nets: &[IpNet]| {
             nets.iter()
                 .find_map(|net| Some((A::from_ip(net.network())?, A::from_ip(net.netmask())?)))
-                .unwrap_or_default()
+                .unwrap_or((nothing, nothing))
         };
         let (cluster_address, cluster_mask) = net(&self.cluster_cidrs);
         let (service_address, service_mask) = net(&self.service_cidrs);
@@ -160,17 +163,6 @@ pub struct PodAttachment {
     pub bandwidth: Bandwidth,
 }
 
-/// A container's port with a name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NamedPort {
-    /// The name.
-    pub name: String,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// The port in the pod.
-    pub port: u16,
-}
-
 /// A port of the node that leads to a pod (`hostPort`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPort {
@@ -218,7 +210,10 @@ mod tests {
         };
         assert_eq!(config.family::<Address6>(), FamilyConfig::default());
         let v4 = config.family::<Address4>();
-        assert_eq!((v4.cluster_address, v4.cluster_mask), ([10, 244, 0, 0], [255, 255, 0, 0]));
+        assert_eq!(
+            (v4.cluster_address, v4.cluster_mask),
+            ([10, 244, 0, 0], [255, 255, 0, 0])
+        );
         assert_eq!(v4.dns_address, [10, 96, 0, 10]);
         assert_eq!(config.xdp, XdpMode::Generic);
         assert!("both".parse::<Tunnel>().is_err());

@@ -8,7 +8,7 @@ pub enum DataplaneError {
     /// The agent was built before the BPF object.
     #[error("this build has no eBPF programs: run `cargo xtask build-ebpf` and build again")]
     NoObject,
-    /// [`crate::Dataplane::set_pod_cidr`] has not been called.
+    /// [`crate::Dataplane::set_pod_cidrs`] has not been called.
     #[error("the node has no pod CIDR yet")]
     NoPodCidr,
     /// Every address of the pod CIDR is in use.
@@ -20,6 +20,9 @@ pub enum DataplaneError {
     /// The interface does not exist in the agent's network namespace.
     #[error("no interface named {0:?}")]
     NoInterface(String),
+    /// No interface leads out of the node.
+    #[error("no interface has a default route or one of the node's addresses: name it with --uplink")]
+    NoUplink,
     /// A pod uid that does not fit into an interface's alias and the endpoint map.
     #[error("the pod uid {0:?} is longer than 36 bytes")]
     BadUid(String),

@@ -1,13 +1,14 @@
 //! The node's data plane: loads the eBPF programs, keeps their maps true, and connects pods.
 //!
 //! `model` says what the maps should hold, `plan` which changes lead there, `maps` carries them out; `load` and
-//! `links` put the programs in place; `pods` and `nodes` are the veths and routes. What must outlive the process is
+//! `links` put the programs in place; `pods`, `uplinks`, `tunnel` and `nodes` are the interfaces and routes. What must outlive the process is
 //! pinned: a new agent adopts it and changes only the differences.
 
 mod addresses;
+mod announce;
+mod bandwidth;
 mod config;
 mod error;
-mod announce;
 mod follow;
 mod health;
 pub mod inspect;
@@ -29,35 +30,30 @@ mod shared;
 mod sockets;
 mod sweep;
 mod sys;
+mod sysctl;
+mod tunnel;
+mod uplinks;
 
-use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-    sync::Arc,
-};
+use std::{fs, net::IpAddr, path::Path, sync::Arc};
 
+use ipnet::IpNet;
 use orch_cluster::Cluster;
 use orch_ebpf::{
     ABI_VERSION,
-    config::{CONFIG_EVENTS, CONFIG_MAP, Config},
+    config::{CONFIG_DSR, Config},
 };
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Mutex as AsyncMutex, watch},
+    sync::{Mutex as AsyncMutex, Notify, watch},
     task::JoinHandle,
 };
 
 pub use crate::{
-    config::{DataplaneConfig, PodAttachment},
+    config::{Bandwidth, DataplaneConfig, HostPort, PodAttachment, Tunnel, XdpMode},
     error::DataplaneError,
 };
 use crate::{
-    maps::failed,
-    metrics::Metrics,
-    netlink::{Interface, Netlink},
-    services::Services,
-    shared::Shared,
+    metrics::Metrics, netlink::Netlink, services::Services, shared::Shared, uplinks::Uplinks,
 };
 
 /// A node's running data plane; dropping it stops the tasks and leaves the kernel's part working.
@@ -84,24 +80,17 @@ impl Dataplane {
     /// When the kernel refuses a program, map or link, or a netlink or file operation fails.
     pub async fn start(config: DataplaneConfig, cluster: Arc<Cluster>) -> Result<Arc<Self>, DataplaneError> {
         let netlink = Netlink::here()?;
-        let uplink = netlink
-            .interface(&config.uplink)
-            .await?
-            .ok_or_else(|| DataplaneError::NoInterface(config.uplink.clone()))?;
+        let uplinks = Uplinks::find(&config, &netlink).await?;
         prepare_node(&config, &netlink).await?;
         let (mut programs, mut maps) = load::load(&config.bpf_root)?;
         let events = reports::events(&mut programs)?;
         let mut tasks: Vec<JoinHandle<()>> = reports::log(&mut programs).into_iter().collect();
-        maps.config
-            .set(0, settings(&config, &uplink), 0)
-            .map_err(failed(CONFIG_MAP))?;
-        programs.attach_sockets(&config)?;
-        programs.attach_uplink(&config.bpf_root, &uplink.name, uplink.index)?;
+        maps.configure(|settings| configure(settings, &config))?;
         let services = Services::adopt(&maps)?;
         let shared = Arc::new(Shared {
             config,
             netlink,
-            uplink,
+            uplinks: watch::channel(Arc::new(uplinks)).0,
             programs: Mutex::new(programs),
             maps: Mutex::new(maps),
             services: Mutex::new(services),
@@ -109,30 +98,42 @@ impl Dataplane {
             pods: Mutex::default(),
             pod_turn: AsyncMutex::new(()),
             gone: Mutex::default(),
+            sweep: Notify::new(),
+            remote: AsyncMutex::default(),
             metrics: Metrics::default(),
             names: monitor::SharedSources::default(),
         });
         tasks.extend(monitor::start(&shared, &cluster, events));
         pods::adopt(&shared).await?;
-        nodes::own_addresses(&shared).await?;
+        shared
+            .services
+            .lock()
+            .claim_host_ports(|ip| shared.pods.lock().owner(ip).cloned());
+        uplinks::apply(&shared, &shared.uplinks())?;
+        tunnel::sync(&shared).await?;
+        nodes::refresh(&shared).await?;
+        shared.programs.lock().attach_sockets(&shared.config)?;
+        tasks.push(tokio::spawn(uplinks::follow(Arc::clone(&shared))?));
         tasks.push(tokio::spawn(follow::run(Arc::clone(&shared), cluster)));
         tasks.push(tokio::spawn(sweep::run(Arc::clone(&shared))));
         Ok(Arc::new(Self { shared, tasks }))
     }
 
-    /// Sets the range that pod addresses are taken from; needed before the first [`Self::attach_pod`].
+    /// Sets the ranges that pod addresses are taken from, at most one of each family, the primary one first; needed
+    /// before the first [`Self::attach_pod`].
     ///
     /// # Errors
-    /// When the range is too small to hold a pod.
-    pub async fn set_pod_cidr(&self, cidr: ipnet::Ipv4Net) -> Result<(), DataplaneError> {
-        pods::set_cidr(&self.shared, cidr).await
+    /// When a range is too small to hold a pod.
+    pub async fn set_pod_cidrs(&self, cidrs: &[IpNet]) -> Result<(), DataplaneError> {
+        pods::set_cidrs(&self.shared, cidrs).await
     }
 
-    /// Connects a pod's network namespace and returns the pod's address. Idempotent by uid.
+    /// Connects a pod's network namespace and returns the pod's addresses, the primary one first. Idempotent by uid: a
+    /// pod that is connected gets host ports and bandwidth as they are now.
     ///
     /// # Errors
     /// When no address is free, the namespace cannot be entered, or the kernel refuses a step.
-    pub async fn attach_pod(&self, pod: &PodAttachment) -> Result<Ipv4Addr, DataplaneError> {
+    pub async fn attach_pod(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, DataplaneError> {
         pods::attach(&self.shared, pod).await
     }
 
@@ -144,14 +145,14 @@ impl Dataplane {
         pods::detach(&self.shared, uid).await
     }
 
-    /// Uid and address of every attached pod, those adopted from before a restart included.
+    /// Uid and addresses of every attached pod, those adopted from before a restart included.
     #[must_use]
-    pub fn attached(&self) -> Vec<(String, Ipv4Addr)> {
+    pub fn attached(&self) -> Vec<(String, Vec<IpAddr>)> {
         self.shared
             .pods
             .lock()
             .iter()
-            .map(|(uid, attached)| (uid.clone(), attached.address))
+            .map(|(uid, attached)| (uid.clone(), attached.addresses.clone()))
             .collect()
     }
 
@@ -180,31 +181,32 @@ impl Dataplane {
     }
 }
 
-fn settings(config: &DataplaneConfig, uplink: &Interface) -> Config {
-    Config {
-        abi_version: ABI_VERSION,
-        uplink_ifindex: uplink.index,
-        uplink_mtu: uplink.mtu,
-        node_address: config.node_ip.octets(),
-        cluster_address: config.cluster_cidr.network().octets(),
-        cluster_mask: config.cluster_cidr.netmask().octets(),
-        service_address: config.service_cidr.network().octets(),
-        service_mask: config.service_cidr.netmask().octets(),
-        dns_address: config.cluster_dns.octets(),
-        flags: CONFIG_EVENTS,
+/// The settings that stay as long as the agent runs.
+fn configure(settings: &mut Config, config: &DataplaneConfig) {
+    settings.abi_version = ABI_VERSION;
+    settings.flags &= !CONFIG_DSR;
+    if config.direct_return {
+        settings.flags |= CONFIG_DSR;
     }
+    settings.v4 = config.family();
+    settings.v6 = config.family();
 }
 
-/// What the node's own stack needs: forwarding, and the DNS server's address.
+/// What the node's own stack needs: forwarding, and the DNS server's addresses.
 async fn prepare_node(config: &DataplaneConfig, netlink: &Netlink) -> Result<(), DataplaneError> {
-    pods::set_sysctl("net/ipv4/ip_forward", "1")?;
-    pods::set_sysctl(&format!("net/ipv4/conf/{}/rp_filter", config.uplink), "0")?;
+    sysctl::set("net/ipv4/ip_forward", "1")?;
+    if config.has_ipv6() {
+        sysctl::set("net/ipv6/conf/all/forwarding", "1")?;
+    }
     let lo = netlink
         .interface("lo")
         .await?
         .ok_or_else(|| DataplaneError::NoInterface("lo".to_owned()))?;
     netlink.set_up(lo.index).await?;
-    netlink.add_address(lo.index, config.cluster_dns).await
+    for address in &config.cluster_dns {
+        netlink.add_address(lo.index, *address).await?;
+    }
+    Ok(())
 }
 
 /// Removes every pin of a data plane that will not come back, and with them its attachments.

@@ -6,10 +6,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::programs::{
+    ProgramError, SchedClassifier, TcAttachType,
+    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+};
+
 use crate::{
     DataplaneError,
     sys::{self, AttachType, Target},
 };
+
+/// Priority of our filters at an interface: nobody who lets the kernel choose gets this one.
+const FILTER_PRIORITY: u16 = 0x6f72;
+/// Their handle within the priority.
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Where the links are pinned.
 #[must_use]
@@ -42,6 +52,70 @@ pub fn attach(
         call: format!("pin {}", pin.display()),
         source,
     })
+}
+
+/// The way before tcx: a filter of tc, which lives as long as the interface. One that is there already gets the new
+/// program at one instant.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn attach_filter(
+    program: &mut SchedClassifier,
+    name: &str,
+    interface: &str,
+    attach_type: AttachType,
+) -> Result<(), DataplaneError> {
+    let failed = |source: ProgramError| DataplaneError::Program {
+        name: name.to_owned(),
+        source: Box::new(source),
+    };
+    let direction = || match attach_type {
+        AttachType::TcxEgress => TcAttachType::Egress,
+        _ => TcAttachType::Ingress,
+    };
+    // Fails when it is there already, which is as good.
+    let _ = qdisc_add_clsact(interface);
+    let known = SchedClassifierLink::attached(interface, direction(), FILTER_PRIORITY, FILTER_HANDLE, None)
+        .map_err(|source| DataplaneError::Syscall {
+        call: format!("find interface {interface}"),
+        source,
+    })?;
+    let options = NlOptions {
+        priority: FILTER_PRIORITY,
+        handle: FILTER_HANDLE,
+        classid: None,
+    };
+    let link = match program.attach_to_link(known) {
+        Ok(link) => link,
+        // There is none to replace.
+        Err(_) => program
+            .attach_with_options(interface, direction(), TcAttachOptions::Netlink(options))
+            .map_err(failed)?,
+    };
+    // Dropping the link would remove the filter, which must outlive this process.
+    std::mem::forget(program.take_link(link).map_err(failed)?);
+    Ok(())
+}
+
+/// Names of the pins in `folder` that start with `prefix`.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn list(folder: &Path, prefix: &str) -> Result<Vec<String>, DataplaneError> {
+    let failed = |source| DataplaneError::File {
+        action: "list",
+        path: folder.to_owned(),
+        source,
+    };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        if let Ok(name) = entry.map_err(failed)?.file_name().into_string()
+            && name.starts_with(prefix)
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// Removes a pin, and with it the attachment.

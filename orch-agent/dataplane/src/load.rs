@@ -3,13 +3,13 @@
 use std::{
     fs,
     os::fd::{AsFd as _, BorrowedFd},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData},
-    programs::{CgroupSockAddr, Program, SchedClassifier, TcAttachType, tc},
+    programs::{CgroupSockAddr, Program, SchedClassifier, Xdp},
     util::KernelVersion,
 };
 use nix::{
@@ -22,7 +22,10 @@ use orch_ebpf::{
 };
 
 use crate::{
-    DataplaneConfig, DataplaneError, links, maps,
+    DataplaneConfig, DataplaneError,
+    config::XdpMode,
+    links, maps,
+    netlink::{Interface, Kind},
     sys::{AttachType, Target},
 };
 
@@ -47,6 +50,17 @@ const SOCKET_HOOKS: [(&str, AttachType); 8] = [
 /// The loaded programs.
 pub struct Programs {
     ebpf: Ebpf,
+    /// Whether programs at interfaces are attached by tcx links, else as filters of tc.
+    tcx: bool,
+}
+
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace` (linux/bpf.h, Linux 6.16).
+const CSUM_REPLACE_IPV6: u64 = 1 << 7;
+
+/// What the programs are told to pass with an update of a checksum over IPv6 addresses.
+fn checksum_flag() -> u64 {
+    let known = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 16, 0));
+    if known { CSUM_REPLACE_IPV6 } else { 0 }
 }
 
 /// Loads the programs, on the pinned maps where those fit.
@@ -62,10 +76,13 @@ pub fn load(bpf_root: &Path) -> Result<(Programs, maps::Maps), DataplaneError> {
     make_folder(&pins)?;
     make_folder(&links::folder(bpf_root))?;
     discard_foreign_maps(&pins)?;
+    let names: Vec<String> = maps::names().collect();
     let mut loader = EbpfLoader::new();
-    for name in maps::NAMES {
+    for name in &names {
         loader.map_pin_path(name, pins.join(name));
     }
+    let checksum = checksum_flag();
+    loader.override_global("ORCH_CHECKSUM_IPV6", &checksum, true);
     let level = if tracing::enabled!(tracing::Level::DEBUG) {
         aya_log::Level::Debug
     } else {
@@ -77,6 +94,7 @@ pub fn load(bpf_root: &Path) -> Result<(Programs, maps::Maps), DataplaneError> {
         let loaded = match program {
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
+            Program::Xdp(program) => program.load(),
             _ => continue,
         };
         loaded.map_err(|source| DataplaneError::Program {
@@ -85,7 +103,8 @@ pub fn load(bpf_root: &Path) -> Result<(Programs, maps::Maps), DataplaneError> {
         })?;
     }
     let maps = maps::Maps::of(&mut ebpf)?;
-    Ok((Programs { ebpf }, maps))
+    let tcx = has_tcx();
+    Ok((Programs { ebpf, tcx }, maps))
 }
 
 impl Programs {
@@ -98,7 +117,8 @@ impl Programs {
         let fd = match self.ebpf.program(name) {
             Some(Program::SchedClassifier(program)) => SchedClassifier::fd(program),
             Some(Program::CgroupSockAddr(program)) => CgroupSockAddr::fd(program),
-            _ => return Err(DataplaneError::Missing(name)),
+            Some(Program::Xdp(program)) => Xdp::fd(program),
+            _ => return Err(DataplaneError::Missing(name.to_owned())),
         };
         fd.map(|fd| fd.as_fd()).map_err(|source| DataplaneError::Program {
             name: name.to_owned(),
@@ -130,106 +150,127 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches the uplink's programs, and removes those of an uplink of another name.
+    /// Attaches the uplinks' programs, and removes those of interfaces that are no uplinks.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach_uplink(
+    pub fn attach_uplinks(
         &mut self,
         bpf_root: &Path,
-        interface: &str,
-        ifindex: u32,
+        uplinks: &[&Interface],
+        xdp: XdpMode,
     ) -> Result<(), DataplaneError> {
         let folder = links::folder(bpf_root);
-        let keep = [
-            format!("uplink_ingress_{interface}"),
-            format!("uplink_egress_{interface}"),
-        ];
-        for name in pins(&folder, "uplink_")? {
-            if !keep.contains(&name) {
-                links::remove(&folder.join(name))?;
+        let mut keep = Vec::new();
+        for interface in uplinks {
+            for (name, attach_type) in [
+                ("uplink_ingress", AttachType::TcxIngress),
+                ("uplink_egress", AttachType::TcxEgress),
+            ] {
+                let pin = format!("{name}_{}", interface.name);
+                self.attach_tc(&folder.join(&pin), interface, name, attach_type)?;
+                keep.push(pin);
+            }
+            keep.extend(self.attach_driver(&folder, interface, xdp)?);
+        }
+        for prefix in ["uplink_", "xdp_"] {
+            for name in links::list(&folder, prefix)? {
+                if !keep.contains(&name) {
+                    links::remove(&folder.join(name))?;
+                }
             }
         }
-        let [ingress, egress] = keep;
+        Ok(())
+    }
+
+    /// Attaches the balancer to the interface's driver if it should be there, and returns the name of the pin.
+    fn attach_driver(
+        &self,
+        folder: &Path,
+        interface: &Interface,
+        mode: XdpMode,
+    ) -> Result<Option<String>, DataplaneError> {
+        let generic = format!("xdp_generic_{}", interface.name);
+        let native = format!("xdp_native_{}", interface.name);
+        let (pin, target) = match (mode, interface.kind) {
+            // What comes by a VLAN interface has passed the interface below it.
+            (XdpMode::Off, _) | (_, Kind::Vlan(_)) | (XdpMode::Auto, Kind::Veth) => return Ok(None),
+            (XdpMode::Generic, _) => (generic, Target::Generic(interface.index)),
+            (XdpMode::Auto | XdpMode::Native, _) => (native, Target::Driver(interface.index)),
+        };
+        // An interface runs one program in one mode.
+        for other in links::list(folder, "xdp_")? {
+            if other != pin && other.ends_with(&format!("_{}", interface.name)) {
+                links::remove(&folder.join(other))?;
+            }
+        }
+        match links::attach(
+            &folder.join(&pin),
+            target,
+            AttachType::Xdp,
+            self.descriptor("uplink_xdp")?,
+        ) {
+            Ok(()) => Ok(Some(pin)),
+            Err(error) if mode == XdpMode::Auto => {
+                tracing::info!(
+                    interface = interface.name, %error,
+                    "the interface's driver does not run XDP: services are translated at tc"
+                );
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Attaches the tunnel's programs to its device.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_tunnel(&mut self, bpf_root: &Path, device: &Interface) -> Result<(), DataplaneError> {
+        let folder = links::folder(bpf_root);
         self.attach_tc(
-            &folder.join(ingress),
-            interface,
-            ifindex,
-            "uplink_ingress",
+            &folder.join("tunnel_ingress"),
+            device,
+            "tunnel_ingress",
             AttachType::TcxIngress,
         )?;
         self.attach_tc(
-            &folder.join(egress),
-            interface,
-            ifindex,
-            "uplink_egress",
+            &folder.join("tunnel_egress"),
+            device,
+            "tunnel_egress",
             AttachType::TcxEgress,
         )
     }
 
-    /// Attaches the pods' program to the node's side of a pod's veth pair.
+    /// Attaches the pods' programs to the node's side of a pod's veth pair.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach_pod(
-        &mut self,
-        bpf_root: &Path,
-        interface: &str,
-        ifindex: u32,
-    ) -> Result<(), DataplaneError> {
-        let pin = pod_pin(bpf_root, interface);
-        self.attach_tc(&pin, interface, ifindex, "pod_ingress", AttachType::TcxIngress)
+    pub fn attach_pod(&mut self, bpf_root: &Path, interface: &Interface) -> Result<(), DataplaneError> {
+        let [ingress, egress] = pod_pins(&interface.name).map(|pin| links::folder(bpf_root).join(pin));
+        self.attach_tc(&egress, interface, "pod_egress", AttachType::TcxEgress)?;
+        self.attach_tc(&ingress, interface, "pod_ingress", AttachType::TcxIngress)
     }
 
     fn attach_tc(
         &mut self,
         pin: &Path,
-        interface: &str,
-        ifindex: u32,
+        interface: &Interface,
         name: &'static str,
         attach_type: AttachType,
     ) -> Result<(), DataplaneError> {
-        if has_tcx() {
+        if self.tcx {
             return links::attach(
                 pin,
-                Target::Interface(ifindex),
+                Target::Interface(interface.index),
                 attach_type,
                 self.descriptor(name)?,
             );
         }
-        self.attach_clsact(interface, name, attach_type)
-    }
-
-    /// The way before tcx: a filter on the clsact queueing discipline. It lives as long as the interface.
-    fn attach_clsact(
-        &mut self,
-        interface: &str,
-        name: &'static str,
-        attach_type: AttachType,
-    ) -> Result<(), DataplaneError> {
-        let failed = |source| DataplaneError::Program {
-            name: name.to_owned(),
-            source: Box::new(source),
-        };
-        let direction = if attach_type == AttachType::TcxEgress {
-            TcAttachType::Egress
-        } else {
-            TcAttachType::Ingress
-        };
-        // Fails when it is there already, which is as good.
-        let _ = tc::qdisc_add_clsact(interface);
-        // The old filter goes first: the kernel gives each new one a handle of its own.
-        let _ = tc::qdisc_detach_program(interface, direction, name);
         let Some(Program::SchedClassifier(program)) = self.ebpf.program_mut(name) else {
-            return Err(DataplaneError::Missing(name));
+            return Err(DataplaneError::Missing(name.to_owned()));
         };
-        let options = tc::TcAttachOptions::Netlink(tc::NlOptions::default());
-        let link = program
-            .attach_with_options(interface, direction, options)
-            .map_err(failed)?;
-        // Dropping the link would remove the filter, which must outlive this process.
-        std::mem::forget(program.take_link(link).map_err(failed)?);
-        Ok(())
+        links::attach_filter(program, name, &interface.name, attach_type)
     }
 }
 
@@ -238,31 +279,20 @@ fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
-/// The pin of a pod's link.
+/// Names of the pins of a pod's links: what comes from the pod, and what goes to it.
 #[must_use]
-pub fn pod_pin(bpf_root: &Path, interface: &str) -> PathBuf {
-    links::folder(bpf_root).join(format!("pod_{interface}"))
+pub fn pod_pins(interface: &str) -> [String; 2] {
+    [format!("pod_{interface}"), format!("podegress_{interface}")]
 }
 
-/// Names of the pins in `folder` that start with `prefix`.
+/// Removes the pins of what is attached to a tunnel's device.
 ///
 /// # Errors
-/// When the folder cannot be read.
-pub fn pins(folder: &Path, prefix: &str) -> Result<Vec<String>, DataplaneError> {
-    let failed = |source| DataplaneError::File {
-        action: "list",
-        path: folder.to_owned(),
-        source,
-    };
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        if let Ok(name) = entry.map_err(failed)?.file_name().into_string()
-            && name.starts_with(prefix)
-        {
-            names.push(name);
-        }
-    }
-    Ok(names)
+/// When one cannot be removed.
+pub fn detach_tunnel(bpf_root: &Path) -> Result<(), DataplaneError> {
+    let folder = links::folder(bpf_root);
+    links::remove(&folder.join("tunnel_ingress"))?;
+    links::remove(&folder.join("tunnel_egress"))
 }
 
 fn make_folder(path: &Path) -> Result<(), DataplaneError> {
@@ -322,7 +352,7 @@ fn discard_foreign_maps(pins: &Path) -> Result<(), DataplaneError> {
         found = ?version, ours = ABI_VERSION,
         "the pinned maps have another layout: building new ones, connections through translated addresses are lost"
     );
-    for name in maps::NAMES {
+    for name in maps::names() {
         links::remove(&pins.join(name))?;
     }
     Ok(())

@@ -2,18 +2,23 @@
 
 use std::{
     fs::File,
-    net::{IpAddr, Ipv4Addr},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd as _,
 };
 
-use futures::TryStreamExt as _;
-use ipnet::Ipv4Net;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use ipnet::IpNet;
 use netlink_packet_route::{
-    address::AddressAttribute,
-    link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
-use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, MulticastGroup, RouteMessageBuilder,
+    packet_core::NetlinkPayload,
+};
 
 use crate::{DataplaneError, sys};
 
@@ -25,8 +30,21 @@ pub struct Netlink {
     handle: Handle,
 }
 
+/// What kind of interface it is, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One end of a veth pair.
+    Veth,
+    /// An 802.1Q interface on the one with this index.
+    Vlan(u32),
+    /// A VXLAN device.
+    Vxlan,
+    /// Any other.
+    Other,
+}
+
 /// An interface.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
     /// Its index.
     pub index: u32,
@@ -36,6 +54,12 @@ pub struct Interface {
     pub alias: Option<String>,
     /// Its MTU.
     pub mtu: u32,
+    /// Its hardware address; zero when it has none of six bytes.
+    pub mac: [u8; 6],
+    /// Its kind.
+    pub kind: Kind,
+    /// Whether it is the loopback interface.
+    pub loopback: bool,
 }
 
 /// Both ends of a new veth pair.
@@ -54,6 +78,26 @@ pub struct VethPair<'a> {
     pub mtu: u32,
 }
 
+/// Where one of our routes leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hop {
+    /// To a neighbour, by the interface on whose network it is.
+    Gateway(IpAddr),
+    /// To the interface with this index.
+    Device(u32),
+}
+
+/// A change that the kernel tells about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// An interface came, went or changed.
+    Link(String),
+    /// An address came or went.
+    Address(IpAddr),
+    /// Something else, or the kernel had more to say than there was room for.
+    Unknown,
+}
+
 fn failed(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> DataplaneError {
     let action = action.into();
     move |source| DataplaneError::Netlink {
@@ -66,28 +110,59 @@ fn is_errno(error: &rtnetlink::Error, errno: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -errno)
 }
 
+fn unopened(source: io::Error) -> DataplaneError {
+    DataplaneError::Syscall {
+        call: "open a netlink socket".to_owned(),
+        source,
+    }
+}
+
 impl Netlink {
     /// Connects to the calling thread's namespace; must be called inside a tokio runtime.
     ///
     /// # Errors
     /// When the socket cannot be opened.
     pub fn here() -> Result<Self, DataplaneError> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|source| DataplaneError::Syscall {
-                call: "open a netlink socket".to_owned(),
-                source,
-            })?;
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(unopened)?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
-    /// Connects to another namespace; a socket belongs to the namespace in which it was opened.
+    /// Changes of interfaces and addresses in the calling thread's namespace, as they happen.
     ///
     /// # Errors
-    /// When the namespace cannot be entered.
-    pub fn inside(namespace: &File) -> Result<Self, DataplaneError> {
+    /// When the socket cannot be opened.
+    pub fn changes() -> Result<impl Stream<Item = Change> + Unpin + use<>, DataplaneError> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+        ];
+        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups).map_err(unopened)?;
+        tokio::spawn(connection);
+        Ok(messages.map(|(message, _)| match &message.payload {
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
+            ) => Change::Link(interface(link).name),
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address),
+            ) => own_address(address).map_or(Change::Unknown, |net| Change::Address(net.addr())),
+            _ => Change::Unknown,
+        }))
+    }
+
+    /// Connects to another namespace, in which `prepare` runs first; a socket belongs to the namespace in which it was
+    /// opened.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or `prepare` fails.
+    pub fn inside(
+        namespace: &File,
+        prepare: impl FnOnce() -> Result<(), DataplaneError> + Send,
+    ) -> Result<Self, DataplaneError> {
         let runtime = tokio::runtime::Handle::current();
         sys::in_namespace(namespace, || {
+            prepare()?;
             let _guard = runtime.enter();
             Self::here()
         })
@@ -150,12 +225,49 @@ impl Netlink {
             .mtu(pair.mtu)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
+        self.add_link(message, pair.name).await
+    }
+
+    /// Makes a VXLAN device to which each packet says where it goes ("external", "collect metadata").
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn add_vxlan(
+        &self,
+        name: &str,
+        mac: [u8; 6],
+        port: u16,
+        mtu: u32,
+    ) -> Result<(), DataplaneError> {
+        let message = LinkMessageBuilder::<LinkVxlan>::new(name)
+            .collect_metadata(true)
+            .learning(false)
+            .port(port)
+            // The programs send without a checksum of the outer UDP, as RFC 6935 allows tunnels.
+            .udp_zero_csum6_rx(true)
+            .address(mac.to_vec())
+            .mtu(mtu)
+            .arp(false)
+            .build();
+        self.add_link(message, name).await
+    }
+
+    async fn add_link(&self, message: LinkMessage, name: &str) -> Result<(), DataplaneError> {
         self.handle
             .link()
             .add(message)
             .execute()
             .await
-            .map_err(failed(format!("make interface {}", pair.name)))
+            .map_err(failed(format!("make interface {name}")))
+    }
+
+    async fn set_link(&self, message: LinkMessage, what: String) -> Result<(), DataplaneError> {
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(failed(what))
     }
 
     /// Gives an interface its alias.
@@ -164,12 +276,18 @@ impl Netlink {
     /// When the kernel refuses.
     pub async fn set_alias(&self, index: u32, alias: &str) -> Result<(), DataplaneError> {
         let message = LinkUnspec::new_with_index(index).alias(alias).build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
+        self.set_link(message, format!("set the alias of interface {index}"))
             .await
-            .map_err(failed(format!("set the alias of interface {index}")))
+    }
+
+    /// Sets an interface's MTU.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), DataplaneError> {
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        self.set_link(message, format!("set the MTU of interface {index} to {mtu}"))
+            .await
     }
 
     /// Brings an interface up.
@@ -178,12 +296,8 @@ impl Netlink {
     /// When the kernel refuses.
     pub async fn set_up(&self, index: u32) -> Result<(), DataplaneError> {
         let message = LinkUnspec::new_with_index(index).up().build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
+        self.set_link(message, format!("bring interface {index} up"))
             .await
-            .map_err(failed(format!("bring interface {index} up")))
     }
 
     /// Removes an interface; one that is gone already is fine.
@@ -199,49 +313,44 @@ impl Netlink {
         }
     }
 
-    /// Gives an interface an address; one that it has already is fine.
+    /// Gives an interface an address of its own alone, at once usable; one that it has already is fine.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn add_address(&self, index: u32, address: Ipv4Addr) -> Result<(), DataplaneError> {
-        self.handle
+    pub async fn add_address(&self, index: u32, address: IpAddr) -> Result<(), DataplaneError> {
+        let mut request = self
+            .handle
             .address()
-            .add(index, IpAddr::V4(address), 32)
-            .replace()
+            .add(index, address, IpNet::from(address).prefix_len())
+            .replace();
+        if address.is_ipv6() {
+            // Nobody else can have it, so nobody need be asked (duplicate address detection, RFC 4862 section 5.4).
+            request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+        }
+        request
             .execute()
             .await
             .map_err(failed(format!("add address {address}")))
     }
 
-    /// The IPv4 addresses of an interface.
+    /// Every address of every interface: the interface's index and the address with its network's length. Addresses
+    /// that another machine turned out to have are left out.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn addresses(&self, index: u32) -> Result<Vec<Ipv4Addr>, DataplaneError> {
+    pub async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, DataplaneError> {
         let messages: Vec<_> = self
             .handle
             .address()
             .get()
-            .set_link_index_filter(index)
             .execute()
             .try_collect()
             .await
             .map_err(failed("list addresses"))?;
         Ok(messages
             .iter()
-            .filter_map(|message| {
-                let pick = |local: bool| {
-                    message
-                        .attributes
-                        .iter()
-                        .find_map(move |attribute| match attribute {
-                            AddressAttribute::Local(IpAddr::V4(address)) if local => Some(*address),
-                            AddressAttribute::Address(IpAddr::V4(address)) if !local => Some(*address),
-                            _ => None,
-                        })
-                };
-                pick(true).or_else(|| pick(false))
-            })
+            .filter(|message| !is_duplicate(message))
+            .filter_map(|message| Some((message.header.index, own_address(message)?)))
             .collect())
     }
 
@@ -252,12 +361,12 @@ impl Netlink {
     pub async fn add_neighbour(
         &self,
         index: u32,
-        address: Ipv4Addr,
+        address: IpAddr,
         mac: [u8; 6],
     ) -> Result<(), DataplaneError> {
         self.handle
             .neighbours()
-            .add(index, IpAddr::V4(address))
+            .add(index, address)
             .link_layer_address(&mac)
             .replace()
             .execute()
@@ -281,32 +390,33 @@ impl Netlink {
     /// When the kernel refuses.
     pub async fn route_direct(
         &self,
-        to: Ipv4Net,
+        to: IpNet,
         index: u32,
-        source: Option<Ipv4Addr>,
+        source: Option<IpAddr>,
     ) -> Result<(), DataplaneError> {
-        let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(to.network(), to.prefix_len())
-            .output_interface(index)
-            .scope(RouteScope::Link)
-            .protocol(ROUTE_PROTOCOL);
-        if let Some(source) = source {
-            builder = builder.pref_source(source);
+        let mut message = route(to);
+        message.attributes.push(RouteAttribute::Oif(index));
+        if to.addr().is_ipv4() {
+            message.header.scope = RouteScope::Link;
         }
-        self.put_route(builder.build(), to.to_string()).await
+        let source = source.map(|source| RouteAttribute::PrefSource(source.into()));
+        message.attributes.extend(source);
+        self.put_route(message, to.to_string()).await
     }
 
-    /// A route by way of a gateway.
+    /// A route by way of a gateway, on the interface if one is given, else on the one on whose network it is.
     ///
     /// # Errors
-    /// When the kernel refuses.
-    pub async fn route_via(&self, to: Ipv4Net, gateway: Ipv4Addr, index: u32) -> Result<(), DataplaneError> {
-        let message = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(to.network(), to.prefix_len())
-            .gateway(gateway)
-            .output_interface(index)
-            .protocol(ROUTE_PROTOCOL)
-            .build();
+    /// When the kernel refuses, as it does where the gateway is on no network of an interface.
+    pub async fn route_via(
+        &self,
+        to: IpNet,
+        gateway: IpAddr,
+        index: Option<u32>,
+    ) -> Result<(), DataplaneError> {
+        let mut message = route(to);
+        message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+        message.attributes.extend(index.map(RouteAttribute::Oif));
         self.put_route(message, format!("{to} via {gateway}")).await
     }
 
@@ -314,46 +424,80 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn route_unreachable(&self, to: Ipv4Net) -> Result<(), DataplaneError> {
-        let message = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(to.network(), to.prefix_len())
-            .kind(RouteType::Unreachable)
-            .protocol(ROUTE_PROTOCOL)
-            .build();
+    pub async fn route_unreachable(&self, to: IpNet) -> Result<(), DataplaneError> {
+        let mut message = route(to);
+        message.header.kind = RouteType::Unreachable;
         self.put_route(message, to.to_string()).await
     }
 
-    /// Our routes by way of a gateway: destination and gateway.
+    async fn routes(&self) -> Result<Vec<RouteMessage>, DataplaneError> {
+        let mut all = Vec::new();
+        for message in [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            let found: Vec<RouteMessage> = self
+                .handle
+                .route()
+                .get(message)
+                .execute()
+                .try_filter(|route| std::future::ready(route.header.kind == RouteType::Unicast))
+                .try_collect()
+                .await
+                .map_err(failed("list routes"))?;
+            all.extend(found);
+        }
+        Ok(all)
+    }
+
+    /// The routes that we have made and where they lead; those that lead nowhere are left out.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn own_gateway_routes(&self) -> Result<Vec<(Ipv4Net, Ipv4Addr)>, DataplaneError> {
-        let all: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(RouteMessageBuilder::<Ipv4Addr>::new().build())
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("list routes"))?;
-        Ok(all
+    pub async fn own_routes(&self) -> Result<Vec<(IpNet, Hop)>, DataplaneError> {
+        Ok(self
+            .routes()
+            .await?
             .iter()
             .filter(|route| route.header.protocol == ROUTE_PROTOCOL)
-            .filter_map(gateway_route)
+            .filter_map(|route| {
+                let way = Way::of(route);
+                let hop = way.gateway.map(Hop::Gateway).or(way.device.map(Hop::Device))?;
+                Some((way.to, hop))
+            })
             .collect())
+    }
+
+    /// Index of the interface of each family's default route, the one with the lowest metric, IPv4's first.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn default_devices(&self) -> Result<Vec<u32>, DataplaneError> {
+        let routes = self.routes().await?;
+        let of_family = |family: AddressFamily| {
+            routes
+                .iter()
+                .filter(|route| {
+                    let header = &route.header;
+                    header.address_family == family && header.destination_prefix_length == 0
+                })
+                .map(Way::of)
+                .filter_map(|way| Some((way.priority, way.device?)))
+                .min()
+                .map(|(_, device)| device)
+        };
+        let families = [AddressFamily::Inet, AddressFamily::Inet6];
+        Ok(families.into_iter().filter_map(of_family).collect())
     }
 
     /// Removes one of our routes; one that is gone already is fine.
     ///
     /// # Errors
     /// When the kernel refuses for another reason.
-    pub async fn remove_route(&self, to: Ipv4Net) -> Result<(), DataplaneError> {
-        let message = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(to.network(), to.prefix_len())
-            .protocol(ROUTE_PROTOCOL)
-            .scope(RouteScope::NoWhere)
-            .kind(RouteType::Unspec)
-            .build();
+    pub async fn remove_route(&self, to: IpNet) -> Result<(), DataplaneError> {
+        let mut message = route(to);
+        message.header.scope = RouteScope::NoWhere;
+        message.header.kind = RouteType::Unspec;
         match self.handle.route().del(message).execute().await {
             Err(error) if !is_errno(&error, libc::ESRCH) => {
                 Err(failed(format!("remove the route to {to}"))(error))
@@ -363,36 +507,116 @@ impl Netlink {
     }
 }
 
+/// One of our routes, still without a way.
+fn route(to: IpNet) -> RouteMessage {
+    match to {
+        IpNet::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(to.network(), to.prefix_len())
+            .protocol(ROUTE_PROTOCOL)
+            .build(),
+        IpNet::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(to.network(), to.prefix_len())
+            .protocol(ROUTE_PROTOCOL)
+            .build(),
+    }
+}
+
 fn interface(message: &LinkMessage) -> Interface {
     let mut found = Interface {
         index: message.header.index,
         name: String::new(),
         alias: None,
         mtu: 1500,
+        mac: [0; 6],
+        kind: Kind::Other,
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
     };
+    let mut parent = 0;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => found.name.clone_from(name),
             LinkAttribute::IfAlias(alias) => found.alias = Some(alias.clone()),
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
+            LinkAttribute::Address(mac) => found.mac = mac.as_slice().try_into().unwrap_or_default(),
+            LinkAttribute::Link(index) => parent = *index,
+            LinkAttribute::LinkInfo(info) => {
+                found.kind = info
+                    .iter()
+                    .find_map(|info| match info {
+                        LinkInfo::Kind(InfoKind::Veth) => Some(Kind::Veth),
+                        LinkInfo::Kind(InfoKind::Vlan) => Some(Kind::Vlan(0)),
+                        LinkInfo::Kind(InfoKind::Vxlan) => Some(Kind::Vxlan),
+                        _ => None,
+                    })
+                    .unwrap_or(Kind::Other);
+            }
             _ => {}
         }
+    }
+    if let Kind::Vlan(on) = &mut found.kind {
+        *on = parent;
     }
     found
 }
 
-fn gateway_route(route: &RouteMessage) -> Option<(Ipv4Net, Ipv4Addr)> {
-    let mut destination = None;
-    let mut gateway = None;
-    for attribute in &route.attributes {
+/// The interface's own address, which on a point-to-point link is not the one that the network is named by.
+fn own_address(message: &AddressMessage) -> Option<IpNet> {
+    let mut local = None;
+    let mut other = None;
+    for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = Some(*address),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            AddressAttribute::Local(address) => local = Some(*address),
+            AddressAttribute::Address(address) => other = Some(*address),
             _ => {}
         }
     }
-    Some((
-        Ipv4Net::new(destination?, route.header.destination_prefix_length).ok()?,
-        gateway?,
-    ))
+    IpNet::new(local.or(other)?, message.header.prefix_len).ok()
+}
+
+fn is_duplicate(message: &AddressMessage) -> bool {
+    message.attributes.iter().any(|attribute| {
+        matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Dadfailed))
+    })
+}
+
+/// The parts of a route that matter here.
+struct Way {
+    to: IpNet,
+    gateway: Option<IpAddr>,
+    device: Option<u32>,
+    priority: u32,
+}
+
+impl Way {
+    fn of(route: &RouteMessage) -> Self {
+        let ip = |address: &RouteAddress| match address {
+            RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+            RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+            _ => None,
+        };
+        let any = if route.header.address_family == AddressFamily::Inet {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        };
+        let mut destination = any;
+        let (mut gateway, mut device, mut priority) = (None, None, 0);
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => destination = ip(address).unwrap_or(any),
+                RouteAttribute::Gateway(address) => gateway = ip(address),
+                RouteAttribute::Oif(index) => device = Some(*index),
+                RouteAttribute::Priority(metric) => priority = *metric,
+                _ => {}
+            }
+        }
+        let length = route.header.destination_prefix_length;
+        Self {
+            // The kernel gives no length that its family does not have.
+            to: IpNet::new(destination, length).unwrap_or_else(|_| destination.into()),
+            gateway,
+            device,
+            priority,
+        }
+    }
 }

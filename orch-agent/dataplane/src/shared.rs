@@ -1,19 +1,13 @@
 //! What the data plane's tasks and the caller's requests share.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 
 use crate::{
-    DataplaneConfig,
-    load::Programs,
-    maps::Maps,
-    metrics::Metrics,
-    monitor::SharedSources,
-    netlink::{Interface, Netlink},
-    pods::Pods,
-    services::Services,
+    DataplaneConfig, load::Programs, maps::Maps, metrics::Metrics, monitor::SharedSources, netlink::Netlink,
+    nodes::Remote, pods::Pods, services::Services, uplinks::Uplinks,
 };
 
 /// The one shared state. Lock order, where two are held: services before maps.
@@ -22,8 +16,8 @@ pub struct Shared {
     pub config: DataplaneConfig,
     /// The agent's own network namespace.
     pub netlink: Netlink,
-    /// The uplink as it was at the start.
-    pub uplink: Interface,
+    /// The interfaces that lead out of the node, as they are now.
+    pub uplinks: watch::Sender<Arc<Uplinks>>,
     /// The loaded programs.
     pub programs: Mutex<Programs>,
     /// The maps.
@@ -37,9 +31,20 @@ pub struct Shared {
     /// Held while a pod is connected or disconnected: one at a time.
     pub pod_turn: AsyncMutex<()>,
     /// Addresses of pods that have gone and may still have flows.
-    pub gone: Mutex<BTreeSet<Ipv4Addr>>,
+    pub gone: Mutex<BTreeSet<IpAddr>>,
+    /// Asks for the flows to be swept soon.
+    pub sweep: Notify,
+    /// The other nodes; held while the ways to them are changed.
+    pub remote: AsyncMutex<Remote>,
     /// What is measured.
     pub metrics: Metrics,
     /// Where the monitor's names come from.
     pub names: SharedSources,
+}
+
+impl Shared {
+    /// The interfaces that lead out of the node, as they are now.
+    pub fn uplinks(&self) -> Arc<Uplinks> {
+        Arc::clone(&self.uplinks.borrow())
+    }
 }

@@ -1,15 +1,23 @@
 //! Forgetting flows that are over: slow and cheap, since a full table evicts by itself.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
 
+use aya::maps::MapData;
+use orch_ebpf::{Address4, Address6};
 use orch_ebpf::{
     PROTOCOL_TCP, PROTOCOL_UDP,
-    conntrack::{Conntrack, SEEN_FIN, SEEN_RST, SEEN_TRAFFIC, Tuple},
+    conntrack::{CONNTRACK_MAP, Conntrack, SEEN_FIN, SEEN_RST, SEEN_TRAFFIC, Tuple},
 };
 
-use crate::shared::Shared;
+use crate::{
+    maps::{self, FamilyMaps, MapAddress, Maps},
+    shared::Shared,
+    sys::BatchReader,
+};
 
 const INTERVAL: Duration = Duration::from_secs(30);
+/// Entries that one system call reads.
+const BATCH: usize = 2048;
 /// An idle TCP flow on which both sides could still speak (RFC 5382 REQ-5 asks for at least 2 h 4 min).
 const ESTABLISHED: Duration = Duration::from_secs(6 * 3600);
 /// A TCP flow that is opening or closing (RFC 5382 REQ-5: at least 4 min).
@@ -24,30 +32,72 @@ pub async fn run(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
-        let gone = std::mem::take(&mut *shared.gone.lock());
-        let Ok(now) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) else {
-            continue;
-        };
-        let now = Duration::from(now);
-        let mut maps = shared.maps.lock();
-        let entries: HashMap<Tuple, Conntrack> = maps.conntrack.iter().filter_map(Result::ok).collect();
-        if entries.is_empty() {
-            continue;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = shared.sweep.notified() => {}
         }
-        let removed = maps.forget_flows(|tuple, entry| {
-            gone.contains(&tuple.source.into())
-                || gone.contains(&tuple.destination.into())
-                || gone.contains(&entry.becomes.source.into())
-                || gone.contains(&entry.becomes.destination.into())
-                || is_over(now, tuple, entry, entries.get(&entry.becomes.reverse()))
-        });
-        tracing::debug!(entries = entries.len(), removed, "swept connection tracking");
+        // A pod that goes while this runs is for the next time; its address rests until its flows are forgotten.
+        let gone = shared.gone.lock().clone();
+        let swept = async {
+            let v4 = sweep::<Address4>(&shared, &gone, |maps| &mut maps.v4).await?;
+            let v6 = sweep::<Address6>(&shared, &gone, |maps| &mut maps.v6).await?;
+            io::Result::Ok((v4, v6))
+        };
+        match swept.await {
+            Ok((v4, v6)) => {
+                shared.gone.lock().retain(|ip| !gone.contains(ip));
+                tracing::debug!(v4, v6, "swept connection tracking");
+            }
+            Err(error) => tracing::warn!(%error, "connection tracking could not be swept"),
+        }
     }
 }
 
+/// Forgets one family's flows that are over or belong to a pod that has gone; how many entries.
+async fn sweep<A: MapAddress>(
+    shared: &Shared,
+    gone: &BTreeSet<IpAddr>,
+    family: impl Fn(&mut Maps) -> &mut FamilyMaps<A>,
+) -> io::Result<usize> {
+    let gone: BTreeSet<A> = gone.iter().filter_map(|ip| A::from_ip(*ip)).collect();
+    let pin = maps::folder(&shared.config.bpf_root).join(format!("{CONNTRACK_MAP}{}", A::SUFFIX));
+    let map = MapData::from_pin(pin).map_err(io::Error::other)?;
+    let mut reader = BatchReader::<Tuple<A>, Conntrack<A>>::new(map, BATCH)?;
+    let mut removed = 0;
+    let now = Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?);
+    while let Some(entries) = reader.next()? {
+        let suspects: Vec<(Tuple<A>, Conntrack<A>)> = entries
+            .filter(|(tuple, entry)| is_gone(&gone, tuple, entry) || is_over(now, tuple, entry, None))
+            .map(|(tuple, entry)| (*tuple, *entry))
+            .collect();
+        if !suspects.is_empty() {
+            let mut maps = shared.maps.lock();
+            let conntrack = &mut family(&mut maps).conntrack;
+            for (tuple, entry) in suspects {
+                let other = conntrack.get(&entry.becomes.reverse(), 0).ok();
+                // An entry that has gone by itself meanwhile is as gone as one removed here.
+                if (is_gone(&gone, &tuple, &entry) || is_over(now, &tuple, &entry, other.as_ref()))
+                    && conntrack.remove(&tuple).is_ok()
+                {
+                    removed += 1;
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(removed)
+}
+
+/// Whether the flow is one of a pod that has gone.
+fn is_gone<A: MapAddress>(gone: &BTreeSet<A>, tuple: &Tuple<A>, entry: &Conntrack<A>) -> bool {
+    !gone.is_empty()
+        && [tuple, &entry.becomes]
+            .into_iter()
+            .any(|tuple| gone.contains(&tuple.source) || gone.contains(&tuple.destination))
+}
+
 /// Whether a flow is over, judged by both directions: one side may be silent for long.
-fn is_over(now: Duration, tuple: &Tuple, entry: &Conntrack, other: Option<&Conntrack>) -> bool {
+fn is_over<A>(now: Duration, tuple: &Tuple<A>, entry: &Conntrack<A>, other: Option<&Conntrack<A>>) -> bool {
     let seen = entry.seen | other.map_or(0, |other| other.seen);
     let last = entry.last_seen.max(other.map_or(0, |other| other.last_seen));
     let limit = match tuple.protocol {
@@ -63,7 +113,7 @@ fn is_over(now: Duration, tuple: &Tuple, entry: &Conntrack, other: Option<&Connt
 mod tests {
     use super::*;
 
-    fn entry(last_seen: u64, seen: u8) -> Conntrack {
+    fn entry(last_seen: u64, seen: u8) -> Conntrack<Address4> {
         Conntrack {
             last_seen: last_seen * 1_000_000_000,
             seen,
@@ -71,12 +121,16 @@ mod tests {
         }
     }
 
+    fn tuple(protocol: u8) -> Tuple<Address4> {
+        Tuple {
+            protocol,
+            ..Tuple::default()
+        }
+    }
+
     #[test]
     fn a_flow_lives_while_either_side_speaks() {
-        let tuple = Tuple {
-            protocol: PROTOCOL_UDP,
-            ..Tuple::default()
-        };
+        let tuple = tuple(PROTOCOL_UDP);
         let now = Duration::from_secs(1000);
         let (old, new) = (entry(10, 0), entry(990, 0));
         assert!(is_over(now, &tuple, &old, None));
@@ -85,12 +139,18 @@ mod tests {
 
     #[test]
     fn a_closed_connection_goes_sooner_than_an_idle_one() {
-        let tuple = Tuple {
-            protocol: PROTOCOL_TCP,
-            ..Tuple::default()
-        };
+        let tuple = tuple(PROTOCOL_TCP);
         let now = Duration::from_secs(1000);
         assert!(!is_over(now, &tuple, &entry(10, SEEN_TRAFFIC), None));
         assert!(is_over(now, &tuple, &entry(10, SEEN_TRAFFIC | SEEN_FIN), None));
+    }
+
+    #[test]
+    fn what_a_pod_became_belongs_to_it_too() {
+        let gone = BTreeSet::from([[10, 244, 1, 7]]);
+        let mut entry = entry(10, 0);
+        assert!(!is_gone(&gone, &tuple(PROTOCOL_TCP), &entry));
+        entry.becomes.destination = [10, 244, 1, 7];
+        assert!(is_gone(&gone, &tuple(PROTOCOL_TCP), &entry));
     }
 }

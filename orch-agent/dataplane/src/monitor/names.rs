@@ -256,7 +256,7 @@ impl Naming {
             .map(|pods| pods())
             .unwrap_or_default();
         let mut names = LocalNames {
-            uplink: self.shared.uplink.index,
+            uplink: self.shared.uplinks().primary().index,
             tunnel: self
                 .shared
                 .maps

@@ -11,12 +11,14 @@ use std::{
     path::Path,
 };
 
+use aya::maps::MapData;
 use nix::sched::{CloneFlags, setns};
 use tokio::io::{Interest, unix::AsyncFd};
 
 // Commands of bpf(2) and attach types, from linux/bpf.h.
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 
@@ -40,6 +42,8 @@ pub enum AttachType {
     Getpeername4 = 29,
     /// `BPF_CGROUP_INET6_GETPEERNAME`.
     Getpeername6 = 30,
+    /// `BPF_XDP`.
+    Xdp = 37,
     /// `BPF_TCX_INGRESS`, Linux 6.6.
     TcxIngress = 46,
     /// `BPF_TCX_EGRESS`, Linux 6.6.
@@ -53,7 +57,15 @@ pub enum Target<'a> {
     Cgroup(BorrowedFd<'a>),
     /// An interface of the calling thread's network namespace.
     Interface(u32),
+    /// The driver of such an interface.
+    Driver(u32),
+    /// The kernel's generic XDP hook of such an interface.
+    Generic(u32),
 }
+
+// Flags of an XDP link, from linux/if_link.h.
+const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// The largest attribute used here: `bpf_attr.link_create` for tcx.
 #[repr(C)]
@@ -113,7 +125,7 @@ fn owned(fd: i32) -> OwnedFd {
 
 /// Attaches a program by a link that lasts as long as the descriptor or a pin.
 ///
-/// *Kernel*: cgroups 5.7, tcx 6.6.
+/// *Kernel*: cgroups 5.7, XDP 5.9, tcx 6.6.
 ///
 /// # Errors
 /// The kernel's; `EINVAL` where it does not know the attach type.
@@ -122,14 +134,17 @@ pub fn link_create(
     target: Target<'_>,
     attach_type: AttachType,
 ) -> io::Result<OwnedFd> {
-    let target = match target {
-        Target::Cgroup(fd) => number(fd),
-        Target::Interface(index) => index,
+    let (target, flags) = match target {
+        Target::Cgroup(fd) => (number(fd), 0),
+        Target::Interface(index) => (index, 0),
+        Target::Driver(index) => (index, XDP_FLAGS_DRV_MODE),
+        Target::Generic(index) => (index, XDP_FLAGS_SKB_MODE),
     };
     let mut attributes = LinkCreate {
         prog_fd: number(program),
         target,
         attach_type: attach_type as u32,
+        flags,
         ..LinkCreate::default()
     };
     bpf(BPF_LINK_CREATE, &mut attributes).map(owned)
@@ -173,6 +188,84 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
         ..Object::default()
     };
     bpf(BPF_OBJ_GET, &mut attributes).map(owned)
+}
+
+/// `bpf_attr.batch`.
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Reads a hash map in batches: one system call for many entries.
+///
+/// *Kernel*: 5.6.
+pub struct BatchReader<K, V> {
+    map: MapData,
+    keys: Vec<K>,
+    values: Vec<V>,
+    /// Where the kernel wants to go on; `None` before the first batch.
+    position: Option<u32>,
+    finished: bool,
+}
+
+impl<K: aya::Pod + Default, V: aya::Pod + Default> BatchReader<K, V> {
+    /// A reader from the start of the map, `size` entries at a time. A bucket of the table with more entries than that
+    /// ends the reading with an error.
+    ///
+    /// # Errors
+    /// When the map's keys or values are not these types.
+    pub fn new(map: MapData, size: usize) -> io::Result<Self> {
+        let info = map.info().map_err(io::Error::other)?;
+        if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != size_of::<V>() {
+            return Err(io::Error::other("the map has other keys or values"));
+        }
+        Ok(Self {
+            map,
+            keys: vec![K::default(); size],
+            values: vec![V::default(); size],
+            position: None,
+            finished: false,
+        })
+    }
+
+    /// The next entries; `None` when there are no more. Entries that come and go meanwhile may be missed or not.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn next(&mut self) -> io::Result<Option<impl Iterator<Item = (&K, &V)>>> {
+        if self.finished {
+            return Ok(None);
+        }
+        let before = self.position.unwrap_or_default();
+        let mut after = 0_u32;
+        let mut attributes = Batch {
+            in_batch: self.position.map_or(0, |_| &raw const before as u64),
+            out_batch: &raw mut after as u64,
+            keys: self.keys.as_mut_ptr() as u64,
+            values: self.values.as_mut_ptr() as u64,
+            // The kernel writes no more than this, and the buffers hold as many.
+            count: u32::try_from(self.keys.len()).unwrap_or(u32::MAX),
+            map_fd: number(self.map.fd().as_fd()),
+            ..Batch::default()
+        };
+        match bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+            Ok(_) => {}
+            // The last entries; there may be some.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.finished = true,
+            Err(error) => return Err(error),
+        }
+        self.position = Some(after);
+        let length = attributes.count as usize;
+        Ok(Some(self.keys.iter().zip(&self.values).take(length)))
+    }
 }
 
 /// Runs `work` on a thread of its own that stands in the network namespace, and waits for it.
