@@ -60,6 +60,7 @@ const PACKAGES: &[Package] = &[
     package(Need::Test, "etcd-server", "etcd"),
     package(Need::Test, "docker-registry", "docker-registry"),
     package(Need::Bench, "wrk", "wrk"),
+    package(Need::Bench, "ethtool", "ethtool"),
     package(Need::Kernel, "qemu-system-x86", "qemu-system-x86_64"),
     package(Need::Kernel, "busybox-static", "busybox"),
     package(Need::Kernel, "binutils", "strip"),

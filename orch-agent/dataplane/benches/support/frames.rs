@@ -1,0 +1,94 @@
+//! Frames at the far end of the uplink: sent one by one, or kept as they arrive.
+
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsRawFd as _, OwnedFd},
+    time::Duration,
+};
+
+use aya::programs::loaded_programs;
+use nix::{
+    ifaddrs::getifaddrs,
+    sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, send, setsockopt, socket, sockopt,
+    },
+};
+
+use crate::tests::Namespace;
+
+/// Room for the frames of a call and what the kernel counts beside them.
+const ROOM: usize = 1 << 30;
+
+/// A socket that keeps every frame that arrives until it is dropped. A page that is kept is not used again, so that
+/// the kernel fills a new one for each live frame.
+pub struct Keeper(OwnedFd);
+
+impl Keeper {
+    pub fn new(place: &Namespace) -> Self {
+        let made = place.thread(|| {
+            let all = SockProtocol::EthAll;
+            let keeper = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, all).unwrap();
+            setsockopt(&keeper, sockopt::RcvBufForce, &ROOM).unwrap();
+            keeper
+        });
+        Self(made.join().unwrap())
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // The kernel gives the pages back in its own time: the next run must not find them still on their way.
+        let _ = setsockopt(&self.0, sockopt::RcvBufForce, &0);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A socket that sends frames to the uplink, one at a time.
+pub struct Sender(OwnedFd);
+
+impl Sender {
+    pub fn new(place: &Namespace) -> Self {
+        let made = place.thread(|| {
+            // Without a protocol it receives nothing.
+            let sender = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            let uplink = getifaddrs()
+                .unwrap()
+                .filter(|found| found.interface_name == "eth0")
+                .find_map(|found| found.address?.as_link_addr().copied())
+                .unwrap();
+            bind(sender.as_raw_fd(), &uplink).unwrap();
+            sender
+        });
+        Self(made.join().unwrap())
+    }
+
+    pub fn send(&self, frame: &[u8]) {
+        assert_eq!(
+            send(self.0.as_raw_fd(), frame, MsgFlags::empty()),
+            Ok(frame.len())
+        );
+    }
+}
+
+/// The kernel's count of a program's runs, over all copies of it that were loaded since this was made.
+pub struct Count {
+    name: &'static str,
+    others: BTreeSet<u32>,
+}
+
+impl Count {
+    pub fn new(name: &'static str) -> Self {
+        let others = loaded_programs().flatten().map(|info| info.id()).collect();
+        Self { name, others }
+    }
+
+    /// Runs, and nanoseconds of all of them.
+    pub fn now(&self) -> (u64, u64) {
+        loaded_programs()
+            .flatten()
+            .filter(|info| info.name_as_str() == Some(self.name) && !self.others.contains(&info.id()))
+            .fold((0, 0), |(runs, time), info| {
+                (runs + info.run_count(), time + info.run_time().as_nanos() as u64)
+            })
+    }
+}

@@ -1,0 +1,244 @@
+//! Nanoseconds that the balancer takes for a packet, as the kernel counts them, with up to 100,000 services.
+//!
+//! An established flow's packets are "live frames": pages that the kernel fills, hands to the program and sends out of
+//! the uplink. It fills a page once and uses it again as the program left it, already translated; a socket at the far
+//! end that keeps every page makes it fill a new one for each. All live frames of a call are the same, so new flows
+//! come in by the uplink, one frame at a time, and once more as a call each. What the kernel's clock and the way to
+//! the program add is in the numbers, and measured beside them by frames that the program leaves at once. Run by
+//! `cargo xtask bench dataplane`.
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+
+#[path = "../tests/support/packet.rs"]
+#[expect(dead_code, reason = "of the packets that tests write, a benchmark needs few")]
+mod packet;
+#[expect(dead_code, reason = "each benchmark uses a part of what they share")]
+mod support;
+#[path = "../tests/support/mod.rs"]
+#[expect(dead_code, reason = "of what tests share, a benchmark needs namespaces only")]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use aya::{
+    programs::{Program, TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
+    sys::{Stats, enable_stats},
+};
+use orch_cluster::Cluster;
+use orch_dataplane::{Dataplane, DataplaneConfig, load};
+use packet::{ACK, TCP, packet};
+use support::{
+    CLIENT, NODE, OTHER, Place, Row,
+    api::{self, Api},
+    frames::{Count, Keeper, Sender},
+    objects, row,
+};
+
+const PROGRAM: &str = "uplink_xdp";
+const SIZES: [usize; 4] = [1, 1_000, 10_000, 100_000];
+/// Endpoints of each service.
+const ENDPOINTS: usize = 3;
+/// Frames that the kernel runs in a row: as many as a driver handles at once (`NAPI_POLL_WEIGHT`).
+const BATCH: u32 = 64;
+/// Live frames of a call.
+const FRAMES: u32 = 65_536;
+/// Flows of which packets come in by turns, spread over the services.
+const FLOWS: usize = 1_000;
+/// Frames that come in by the uplink in a round.
+const SENT: usize = 20_000;
+/// Rounds, of which the middle counts.
+const ROUNDS: usize = 7;
+/// The most that Katran takes on a machine like ours, the clock included.
+const GOAL: &str = "<= 74";
+
+fn main() {
+    let place = Place::enter();
+    let _stats = enable_stats(Stats::RunTime).unwrap();
+    let runtime = support::runtime();
+    let mut rows = Vec::new();
+    for size in SIZES {
+        let settings = support::settings(&format!("xdp-{size}"));
+        rows.extend(runtime.block_on(with(size, &settings.0, &place)));
+    }
+    drop(place);
+    support::print(&rows);
+}
+
+async fn with(size: usize, config: &DataplaneConfig, place: &Place) -> Vec<Row> {
+    let mut api = Api::default();
+    api.list(
+        api::NODES,
+        [("n1", NODE, "10.128.1.0/24"), ("n2", OTHER, "10.192.0.0/10")]
+            .into_iter()
+            .map(|(name, address, cidr)| objects::node(name, address, cidr)),
+    );
+    api.list(
+        api::SERVICES,
+        (0..size).map(|number| objects::service(number, true)),
+    );
+    let addresses = |number| -> Vec<_> {
+        (0..ENDPOINTS)
+            .map(|index| objects::endpoint_ip(number * ENDPOINTS + index))
+            .collect()
+    };
+    api.list(
+        api::SLICES,
+        (0..size).map(|number| objects::slice(number, &addresses(number))),
+    );
+    let count = Count::new(PROGRAM);
+    let dataplane = Dataplane::start(config.clone(), Cluster::start(Arc::new(api).client()))
+        .await
+        .unwrap();
+    // The ClusterIP and the balancer's address, from inside and from outside.
+    support::until_services(config, size * 3).await;
+    // A second set of programs on the same maps: that which is attached is not ours to run.
+    let (mut programs, _maps) = load::load(&config.bpf_root).unwrap();
+    let Some(Program::Xdp(program)) = programs.ebpf().program(PROGRAM) else {
+        panic!("there is no program {PROGRAM}")
+    };
+    let bench = Bench {
+        program,
+        count,
+        place,
+        sender: Sender::new(&place.outside),
+        context: context(),
+        services: size,
+    };
+    let rows = bench.measure();
+    drop(dataplane);
+    rows
+}
+
+struct Bench<'a> {
+    program: &'a Xdp,
+    count: Count,
+    place: &'a Place,
+    sender: Sender,
+    context: Vec<u8>,
+    services: usize,
+}
+
+/// `struct xdp_md` of a frame that came in by the uplink: data, its end, metadata, interface, queue, egress.
+fn context() -> Vec<u8> {
+    let index = nix::net::if_::if_nametoindex("eth0").unwrap();
+    // The end is filled in for each packet.
+    [0, 0, 0, index, 0, 0]
+        .iter()
+        .flat_map(|field: &u32| field.to_ne_bytes())
+        .collect()
+}
+
+/// A segment of the n-th flow to the n-th service, in turns.
+fn segment(number: usize, services: usize, flags: u8) -> Vec<u8> {
+    let service = number % services.min(FLOWS);
+    // Spread over all, and not over the first only.
+    let service = service * (services / services.min(FLOWS));
+    let port = 1024 + (number % 60_000) as u16;
+    // As many clients as it takes, each with its ports.
+    let client = std::net::Ipv4Addr::from_bits(CLIENT.to_bits() + ((number / 60_000) << 8) as u32);
+    let mut packet = packet(TCP, (client, port), (objects::balancer_ip(service), 80));
+    packet.flags = flags;
+    packet.bytes()
+}
+
+impl Bench<'_> {
+    /// Runs the program over so many frames with these bytes.
+    fn run(&self, bytes: &[u8], frames: u32) {
+        let mut context = self.context.clone();
+        context[4..8].copy_from_slice(&(bytes.len() as u32).to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(bytes),
+            ctx_in: Some(&context),
+            repeat: frames,
+            attrs: TestRunAttrs::new().xdp_live_frames(frames.min(BATCH)),
+            ..TestRunOptions::new()
+        };
+        self.program.test_run(options).unwrap();
+    }
+
+    /// Nanoseconds a run while `work` makes the program run. Insists that the frames came back out, or none of them:
+    /// else it was not balancing that was measured.
+    fn cost(&self, balances: bool, work: impl FnOnce()) -> f64 {
+        let (runs, time) = self.count.now();
+        let before = self.arrived();
+        work();
+        std::thread::sleep(Duration::from_millis(20));
+        let (more, later) = self.count.now();
+        let (runs, arrived) = ((more - runs) as f64, (self.arrived() - before) as f64);
+        let expected = if balances {
+            runs * 0.99..=runs * 1.01
+        } else {
+            0.0..=runs * 0.01
+        };
+        assert!(
+            expected.contains(&arrived),
+            "of {runs} frames {arrived} were sent on"
+        );
+        (later - time) as f64 / runs
+    }
+
+    /// Frames that have arrived at the other end of the uplink.
+    fn arrived(&self) -> u64 {
+        let output = tests::run(
+            "ip",
+            &["-n", &self.place.outside.name, "-s", "-j", "link", "show", "eth0"],
+        );
+        let links: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+    }
+
+    fn live(&self, balances: bool, bytes: &[u8]) -> f64 {
+        let keeper = Keeper::new(&self.place.outside);
+        let cost = self.cost(balances, || self.run(bytes, FRAMES));
+        drop(keeper);
+        cost
+    }
+
+    fn sent(&self, balances: bool, frame: impl Fn(usize) -> Vec<u8>) -> f64 {
+        self.cost(balances, || {
+            (0..SENT).for_each(|number| self.sender.send(&frame(number)))
+        })
+    }
+
+    fn called(&self, balances: bool, frame: impl Fn(usize) -> Vec<u8>) -> f64 {
+        self.cost(balances, || {
+            (0..SENT).for_each(|number| self.run(&frame(number), 1))
+        })
+    }
+
+    fn measure(&self) -> Vec<Row> {
+        let middle = |measure: &dyn Fn(usize) -> f64| {
+            let mut costs: Vec<f64> = (0..ROUNDS).map(measure).collect();
+            support::quantile(&mut costs, 0.5)
+        };
+        let of = |number, flags| segment(number, self.services, flags);
+        // An EtherType of nobody's, which the program leaves at its first look.
+        let mut foreign = of(0, ACK);
+        foreign[12..14].copy_from_slice(&[0x88, 0xb5]);
+        let nothing = middle(&|_| self.live(false, &foreign));
+        let nothing_sent = middle(&|_| self.sent(false, |_| foreign.clone()));
+        let nothing_called = middle(&|_| self.called(false, |_| foreign.clone()));
+        for flow in 0..FLOWS {
+            self.run(&of(flow, packet::SYN), 1);
+        }
+        let established = middle(&|round| self.live(true, &of(round, ACK)));
+        let turns = middle(&|_| self.sent(true, |number| of(number % FLOWS, ACK)));
+        // Each flow once: the first are those above, and each round has its own.
+        let fresh = |round: usize, number: usize| of(FLOWS + round * SENT + number, packet::SYN);
+        let new = middle(&|round| self.sent(true, |number| fresh(round, number)));
+        let cold = middle(&|round| self.called(true, |number| fresh(ROUNDS + round, number)));
+        let what = |what: &str| format!("{what}, {} services", self.services);
+        let bounded = |row| Row {
+            goal: Some(GOAL),
+            ..row
+        };
+        vec![
+            bounded(row(what("established flow, live frames"), established, "ns")),
+            row(what("no flow of ours, live frames"), nothing, "ns"),
+            bounded(row(what("new flows, one frame at a time"), new, "ns")),
+            row(what("1,000 flows by turns, one frame at a time"), turns, "ns"),
+            row(what("no flow of ours, one frame at a time"), nothing_sent, "ns"),
+            row(what("new flows, a call for each"), cold, "ns"),
+            row(what("no flow of ours, a call for each"), nothing_called, "ns"),
+        ]
+    }
+}
