@@ -17,11 +17,14 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, lpm_trie::Key},
 };
 use orch_ebpf::{Address, Address6, event::Counter, event::METRICS_MAP};
 
-pub use self::{programs::memory as map_memory, table::{Cell, Table}};
+pub use self::{
+    programs::memory as map_memory,
+    table::{Cell, Table},
+};
 use crate::{
     DataplaneError,
     maps::{self, MapAddress, failed},
@@ -113,6 +116,13 @@ impl Pins<'_> {
         })
     }
 
+    fn info(&self, name: &str) -> Result<MapInfo, DataplaneError> {
+        MapInfo::from_pin(maps::folder(self.0).join(name)).map_err(|source| DataplaneError::Pinned {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
     fn open<T: TryFrom<Map, Error = MapError>>(
         &self,
         name: &'static str,
@@ -130,7 +140,11 @@ impl Pins<'_> {
         rank: impl Fn(&K, &V) -> R,
     ) -> Result<Vec<(K, V)>, DataplaneError> {
         let map: HashMap<MapData, K, V> = self.open(name, suffix)?;
-        let mut all: Vec<(K, V)> = map.iter().filter_map(present).collect::<Result<_, _>>().map_err(failed(name))?;
+        let mut all: Vec<(K, V)> = map
+            .iter()
+            .filter_map(present)
+            .collect::<Result<_, _>>()
+            .map_err(failed(name))?;
         all.sort_by_cached_key(|(key, value)| rank(key, value));
         Ok(all)
     }
@@ -143,8 +157,11 @@ impl Pins<'_> {
         rank: impl Fn(&Key<K>) -> R,
     ) -> Result<Vec<(Key<K>, V)>, DataplaneError> {
         let map: LpmTrie<MapData, K, V> = self.open(name, suffix)?;
-        let mut all: Vec<(Key<K>, V)> =
-            map.iter().filter_map(present).collect::<Result<_, _>>().map_err(failed(name))?;
+        let mut all: Vec<(Key<K>, V)> = map
+            .iter()
+            .filter_map(present)
+            .collect::<Result<_, _>>()
+            .map_err(failed(name))?;
         all.sort_by_cached_key(|(key, _)| rank(key));
         Ok(all)
     }
@@ -192,7 +209,11 @@ fn mac(bytes: [u8; 6]) -> String {
 
 /// The names of the flags that are set.
 fn flags<const N: usize>(value: u32, names: [(u32, &'static str); N]) -> Vec<&'static str> {
-    names.into_iter().filter(|(flag, _)| value & flag != 0).map(|(_, name)| name).collect()
+    names
+        .into_iter()
+        .filter(|(flag, _)| value & flag != 0)
+        .map(|(_, name)| name)
+        .collect()
 }
 
 /// Seconds since a moment of the monotonic clock.
@@ -214,4 +235,3 @@ pub fn counter(metrics: &PerCpuArray<MapData, Counter>, index: u32) -> Result<Co
         bytes: sum.bytes.wrapping_add(one.bytes),
     }))
 }
-

@@ -7,30 +7,24 @@ use std::{
     path::Path,
 };
 
-use aya::{
-    maps::MapInfo,
-    programs::{
-        ProgramInfo,
-        links::{FdLink, PinnedLink},
-    },
+use aya::programs::{
+    ProgramInfo,
+    links::{FdLink, PinnedLink},
 };
-use orch_ebpf::config::CONFIG_MAP;
 use serde_json::json;
 
 use super::{Cell, Pins, Table, table::row};
 use crate::{DataplaneError, links, maps as pinned};
 
-/// The programs that share the maps pinned under `bpf_root`: a crashed agent's too, for as long as they are attached.
+/// The programs that use maps pinned under `bpf_root`: a crashed agent's too, for as long as they are attached.
 ///
 /// # Errors
-/// When the map of settings is not there.
-pub fn loaded(bpf_root: &Path) -> Result<Vec<ProgramInfo>, DataplaneError> {
-    let path = pinned::folder(bpf_root).join(CONFIG_MAP);
-    let config = MapInfo::from_pin(&path).map_err(|source| DataplaneError::Pinned {
-        name: CONFIG_MAP.to_owned(),
-        source: Box::new(source),
-    })?;
-    let ours = |info: &ProgramInfo| matches!(info.map_ids(), Ok(Some(ids)) if ids.contains(&config.id()));
+/// When a map is not there.
+fn loaded(pins: &Pins<'_>) -> Result<Vec<ProgramInfo>, DataplaneError> {
+    let ids = pinned::names()
+        .map(|name| Ok(pins.info(&name)?.id()))
+        .collect::<Result<BTreeSet<u32>, DataplaneError>>()?;
+    let ours = |info: &ProgramInfo| matches!(info.map_ids(), Ok(Some(used)) if used.iter().any(|id| ids.contains(id)));
     // A program that is unloaded while the list is read is not ours any more.
     let mut all: Vec<ProgramInfo> = aya::programs::loaded_programs()
         .filter_map(Result::ok)
@@ -53,7 +47,7 @@ pub(super) fn programs(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
         "run_nanoseconds",
     ];
     let mut table = Table::new(&columns);
-    for info in loaded(pins.0)? {
+    for info in loaded(pins)? {
         let places = attached.get(&info.id()).cloned().unwrap_or_default();
         table.push(vec![
             json!(String::from_utf8_lossy(info.name())).into(),
@@ -119,11 +113,7 @@ pub(super) fn maps(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
     let mut names: Vec<String> = pinned::names().collect();
     names.sort();
     for name in names {
-        let data = pins.data(&name)?;
-        let info = data.info().map_err(|source| DataplaneError::Pinned {
-            name: name.clone(),
-            source: Box::new(source),
-        })?;
+        let info = pins.info(&name)?;
         let kind = info
             .map_type()
             .map_or_else(|_| "unknown".to_owned(), |kind| format!("{kind:?}"));
@@ -134,7 +124,7 @@ pub(super) fn maps(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
             info.key_size(),
             info.value_size(),
             info.max_entries(),
-            memory(data.fd()),
+            memory(pins.data(&name)?.fd()),
         ]);
     }
     Ok(table)

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap as Index};
 
 use orch_ebpf::service::{
     AFFINITY_MAP, Affinity, AffinityKey, BACKEND_LOCAL, BACKENDS_MAP, Backend, BackendKey, CHUNK_SLOTS,
-    CLIENT_NAMESPACE, Chunk, ChunkKey, SCOPE_EXTERNAL, SERVICE_LOCAL, SERVICE_SOURCES, SERVICES_MAP,
-    SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey, SocketOrigin, Source, SourceKey,
+    CLIENT_NAMESPACE, Chunk, ChunkKey, SCOPE_EXTERNAL, SERVICE_HOST_PORT, SERVICE_LOCAL, SERVICE_SOURCES,
+    SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey, SocketOrigin, Source,
+    SourceKey,
 };
 use serde_json::{Value, json};
 
@@ -52,7 +53,11 @@ fn services_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(), 
             json!(service.affinity_seconds).into(),
             json!(flags(
                 service.flags,
-                [(SERVICE_SOURCES, "sources"), (SERVICE_LOCAL, "local")]
+                [
+                    (SERVICE_SOURCES, "sources"),
+                    (SERVICE_LOCAL, "local"),
+                    (SERVICE_HOST_PORT, "host-port")
+                ]
             ))
             .into(),
             shares(&counts, service.count),

@@ -146,7 +146,7 @@ fn message(event: &Event) -> Message {
 
 #[test]
 fn a_person_reads_one_line_an_event() {
-    let text = |event| line(&message(event), &jiff::tz::TimeZone::UTC);
+    let text = |event: &Event| line(&message(event), &jiff::tz::TimeZone::UTC);
     assert_eq!(
         text(&dropped()),
         "12:03:04.123 drop tcp default/web-1 (10.244.0.5:3344) -> default/api (10.96.0.7:80) \
@@ -164,7 +164,7 @@ fn a_person_reads_one_line_an_event() {
 
 #[test]
 fn json_has_the_documented_fields() {
-    let value = |event| serde_json::to_value(message(event)).unwrap();
+    let value = |event: &Event| serde_json::to_value(message(event)).unwrap();
     assert_eq!(
         value(&dropped()),
         json!({

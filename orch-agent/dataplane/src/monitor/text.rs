@@ -22,14 +22,20 @@ fn event(kind: &str, record: &Record, zone: &jiff::tz::TimeZone) -> String {
         |_| record.time.clone(),
         |time| time.to_zoned(zone.clone()).strftime("%H:%M:%S%.3f").to_string(),
     );
+    // At a socket there is no packet yet; elsewhere, one that could not be read.
+    let nobody = if record.interface.is_none() {
+        "a socket"
+    } else {
+        "?"
+    };
     let mut line = format!(
         "{time} {kind} {} {} -> {}",
         record.protocol,
-        peer(&record.source),
-        peer(&record.destination)
+        peer(&record.source, nobody),
+        peer(&record.destination, nobody)
     );
     if let Some(backend) = &record.backend {
-        let _ = write!(line, " => {}", peer(backend));
+        let _ = write!(line, " => {}", peer(backend, nobody));
     }
     let _ = write!(line, " {}", record.reason);
     if let Some(direction) = &record.direction {
@@ -42,9 +48,9 @@ fn event(kind: &str, record: &Record, zone: &jiff::tz::TimeZone) -> String {
     line
 }
 
-fn peer(peer: &Peer) -> String {
+fn peer(peer: &Peer, nobody: &str) -> String {
     let address = match (peer.ip, peer.port) {
-        (None, _) => "a socket".to_owned(),
+        (None, _) => nobody.to_owned(),
         (Some(ip), None) => ip.to_string(),
         (Some(IpAddr::V4(ip)), Some(port)) => format!("{ip}:{port}"),
         (Some(IpAddr::V6(ip)), Some(port)) => format!("[{ip}]:{port}"),
