@@ -1,14 +1,47 @@
-//! Announcing load balancers' addresses: one node answers for each.
+//! Announcing load balancers' addresses: one node answers for each by ARP and neighbour discovery.
+//!
+//! Which node that is, every agent decides by itself from the same order and from whether the nodes before it live.
+//! The programs answer from a pinned map, so an address stays where it is while the agent is away.
+
+mod choose;
+mod frames;
+mod ping;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
+use orch_ebpf::{
+    Address as _, Address4, Address6,
+    config::{ANNOUNCED_MAP, Announced},
+};
 use tokio::sync::watch;
 
-use crate::shared::Shared;
+use self::{
+    choose::{Choice, Lives},
+    ping::Pinger,
+};
+use crate::{
+    DataplaneError,
+    maps::{FamilyMaps, MapAddress, failed, gone_or},
+    shared::Shared,
+    sys,
+};
+
+/// How often nodes are asked whether they live.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How long to wait before trying again what the kernel has refused.
+const RETRY: Duration = Duration::from_secs(1);
+/// When, after an address has come here, the network is told: RFC 5227 section 2.3 asks for two announcements, two
+/// seconds apart; one more at once meets neighbours that would not believe so quick a change.
+const TELL_AFTER: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(1100),
+    Duration::from_millis(3100),
+];
 
 /// What is to be announced, and by whom it may be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,7 +52,214 @@ pub struct Wanted {
     pub nodes: BTreeMap<String, Vec<IpAddr>>,
 }
 
-/// Runs until the task is dropped.
-pub async fn run(_shared: Arc<Shared>, mut wanted: watch::Receiver<Wanted>) {
-    while wanted.changed().await.is_ok() {}
+/// Runs until the task is dropped. Until it is known what is wanted, what an earlier agent announced stays.
+pub async fn run(shared: Arc<Shared>, mut wanted: watch::Receiver<Option<Wanted>>) {
+    let pinger = loop {
+        match Pinger::new() {
+            Ok(pinger) => break pinger,
+            Err(error) => {
+                tracing::error!(%error, "other nodes cannot be asked whether they live: no address is announced");
+                tokio::time::sleep(Duration::from_secs(60)).await;
+            }
+        }
+    };
+    let mut announcer = Announcer {
+        shared,
+        lives: Lives::default(),
+        asked: BTreeMap::new(),
+        held: None,
+        to_tell: Vec::new(),
+    };
+    let mut uplinks = announcer.shared.uplinks.subscribe();
+    let mut ticks = tokio::time::interval(ASK_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let current = wanted.borrow_and_update().clone();
+        let mut busy = false;
+        if let Some(current) = current {
+            if let Err(error) = announcer.settle(&current) {
+                tracing::error!(%error, "announced addresses could not be brought up to date, trying again");
+                announcer.held = None;
+                tokio::time::sleep(RETRY).await;
+            }
+            busy = !announcer.asked.is_empty() || !announcer.to_tell.is_empty() || announcer.held.is_none();
+        }
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            changed = uplinks.changed() => if changed.is_err() { return },
+            _ = ticks.tick(), if busy => {
+                let asked = announcer.asked.keys().cloned().collect();
+                announcer.lives.round(&asked);
+                for address in announcer.asked.values().flatten() {
+                    if let Err(error) = pinger.ask(*address) {
+                        tracing::debug!(%error, %address, "a node cannot be asked whether it lives");
+                    }
+                }
+            }
+            answers = pinger.answers(), if busy => match answers {
+                Ok(answers) => announcer.note(&answers),
+                Err(error) => {
+                    tracing::warn!(%error, "answers of other nodes cannot be read");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+struct Announcer {
+    shared: Arc<Shared>,
+    lives: Lives,
+    /// The nodes that are asked, with their addresses.
+    asked: BTreeMap<String, Vec<IpAddr>>,
+    /// What the maps hold, once that is known.
+    held: Option<BTreeMap<IpAddr, Announced>>,
+    /// When the network is to be told of which address.
+    to_tell: Vec<(Instant, IpAddr)>,
+}
+
+impl Announcer {
+    fn note(&mut self, answers: &[IpAddr]) {
+        for (name, addresses) in &self.asked {
+            if addresses.iter().any(|address| answers.contains(address)) {
+                self.lives.answered(name);
+            }
+        }
+    }
+
+    /// Makes the maps what they should be, and says what has come here.
+    fn settle(&mut self, wanted: &Wanted) -> Result<(), DataplaneError> {
+        let held = match self.held.take() {
+            Some(held) => held,
+            None => self.read()?,
+        };
+        let own = &self.shared.config.node_name;
+        let mut ask = BTreeSet::new();
+        let mut desired = BTreeMap::new();
+        for (address, only) in &wanted.addresses {
+            let place = self.place(*address);
+            // When no node is ready it is the judgement that is wrong, not all nodes.
+            if wanted.nodes.is_empty() {
+                if held.contains_key(address) {
+                    desired.insert(*address, place);
+                }
+                continue;
+            }
+            let order = choose::order(*address, wanted.nodes.keys(), only.as_ref());
+            let life = |name: &str| self.lives.of(name);
+            let Choice { announce, ask: more } =
+                choose::choose(&order, own, held.contains_key(address), life);
+            ask.extend(more);
+            if announce {
+                desired.insert(*address, place);
+            }
+        }
+        let addresses = |name: String| {
+            let addresses = wanted.nodes.get(&name).cloned().unwrap_or_default();
+            (name, addresses)
+        };
+        self.asked = ask.into_iter().map(addresses).collect();
+        self.write(&held, &desired)?;
+        let now = Instant::now();
+        for (address, place) in &desired {
+            if held.get(address) != Some(place) {
+                tracing::info!(%address, "this node announces the address now");
+                self.to_tell
+                    .extend(TELL_AFTER.map(|after| (now + after, *address)));
+            }
+        }
+        for address in held.keys().filter(|address| !desired.contains_key(*address)) {
+            tracing::info!(%address, "this node announces the address no longer");
+        }
+        self.tell(&desired, now);
+        self.held = Some(desired);
+        Ok(())
+    }
+
+    /// Where an address is announced: on the uplink on whose network it is, or else on the first.
+    fn place(&self, address: IpAddr) -> Announced {
+        let uplinks = self.shared.uplinks();
+        let interface = uplinks
+            .on_network_of(address)
+            .map_or_else(|| uplinks.primary(), |uplink| &uplink.interface);
+        Announced {
+            ifindex: interface.index,
+            mac: interface.mac,
+            _pad: [0; 2],
+        }
+    }
+
+    fn tell(&mut self, held: &BTreeMap<IpAddr, Announced>, now: Instant) {
+        self.to_tell.retain(|(when, address)| {
+            let Some(place) = held.get(address) else {
+                return false;
+            };
+            if *when > now {
+                return true;
+            }
+            if let Err(error) =
+                sys::packet::send_frame(place.ifindex, &frames::announcement(*address, place.mac))
+            {
+                tracing::warn!(%error, %address, "the network could not be told of an address");
+            }
+            false
+        });
+    }
+
+    fn read(&self) -> Result<BTreeMap<IpAddr, Announced>, DataplaneError> {
+        let maps = self.shared.maps.lock();
+        let mut all = BTreeMap::new();
+        read_family(&maps.v4, &mut all)?;
+        read_family(&maps.v6, &mut all)?;
+        Ok(all)
+    }
+
+    fn write(
+        &self,
+        held: &BTreeMap<IpAddr, Announced>,
+        desired: &BTreeMap<IpAddr, Announced>,
+    ) -> Result<(), DataplaneError> {
+        let mut maps = self.shared.maps.lock();
+        for (ip, place) in desired.iter().filter(|(ip, place)| held.get(*ip) != Some(*place)) {
+            put(&mut maps.v4, Address4::from_ip(*ip), *place)?;
+            put(&mut maps.v6, Address6::from_ip(*ip), *place)?;
+        }
+        for ip in held.keys().filter(|ip| !desired.contains_key(*ip)) {
+            remove(&mut maps.v4, Address4::from_ip(*ip))?;
+            remove(&mut maps.v6, Address6::from_ip(*ip))?;
+        }
+        Ok(())
+    }
+}
+
+fn read_family<A: MapAddress>(
+    maps: &FamilyMaps<A>,
+    all: &mut BTreeMap<IpAddr, Announced>,
+) -> Result<(), DataplaneError> {
+    for entry in maps.announced.iter() {
+        let (address, place) = entry.map_err(failed(ANNOUNCED_MAP))?;
+        all.insert(address.ip(), place);
+    }
+    Ok(())
+}
+
+fn put<A: MapAddress>(
+    maps: &mut FamilyMaps<A>,
+    address: Option<A>,
+    place: Announced,
+) -> Result<(), DataplaneError> {
+    match address {
+        Some(address) => maps
+            .announced
+            .insert(address, place, 0)
+            .map_err(failed(ANNOUNCED_MAP)),
+        None => Ok(()),
+    }
+}
+
+fn remove<A: MapAddress>(maps: &mut FamilyMaps<A>, address: Option<A>) -> Result<(), DataplaneError> {
+    match address {
+        Some(address) => gone_or(maps.announced.remove(&address)).map_err(failed(ANNOUNCED_MAP)),
+        None => Ok(()),
+    }
 }

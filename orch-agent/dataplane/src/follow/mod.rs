@@ -40,7 +40,7 @@ const TURN: usize = 64;
 pub async fn run(shared: Arc<Shared>, cluster: Arc<Cluster>) {
     let mut tasks = JoinSet::new();
     let health = watch::channel(health::State::default()).0;
-    let balancers = watch::channel(announce::Wanted::default()).0;
+    let balancers = watch::channel(None).0;
     let (gone, gone_receiver) = mpsc::unbounded_channel();
     // The proxy's own health is asked for before the cluster is known.
     tasks.spawn(health::run(shared.config.proxy_health, health.subscribe()));
@@ -147,7 +147,7 @@ struct Follower {
     shared: Arc<Shared>,
     cluster: Arc<Cluster>,
     health: watch::Sender<health::State>,
-    balancers: watch::Sender<announce::Wanted>,
+    balancers: watch::Sender<Option<announce::Wanted>>,
     gone: mpsc::UnboundedSender<Gone>,
     index: Index,
     nodes: HashMap<String, NodeInfo>,
@@ -384,7 +384,13 @@ impl Follower {
             node_stays: own.is_none_or(|node| node.stays),
             programmed: self.shared.services.lock().finished(),
         };
+        let programmed = state.programmed;
         self.health.send_if_modified(|known| replace(known, state));
+        if !programmed {
+            // What an earlier agent announced stays until every service has been looked at.
+            self.unpublished = true;
+            return;
+        }
         let mut addresses: BTreeMap<IpAddr, Option<BTreeSet<String>>> = BTreeMap::new();
         for (address, nodes) in self.announced.values().flat_map(|balancer| &balancer.addresses) {
             let nodes: Option<BTreeSet<String>> = nodes.clone().map(BTreeSet::from_iter);
@@ -405,7 +411,8 @@ impl Follower {
             .map(|(name, node)| (name.clone(), node.addresses.clone()))
             .collect();
         let wanted = announce::Wanted { addresses, nodes };
-        self.balancers.send_if_modified(|known| replace(known, wanted));
+        self.balancers
+            .send_if_modified(|known| replace(known, Some(wanted)));
     }
 
     fn start_anew(&mut self) {
