@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, ErrorKind, Write},
+    net::IpAddr,
     path::PathBuf,
 };
 
@@ -167,10 +168,10 @@ fn qualified(text: &str) -> Result<String, String> {
 }
 
 fn network(text: &str) -> Result<IpNet, String> {
-    let address = |text: &str| text.parse().map(IpNet::from).ok();
+    let address = || text.parse::<IpAddr>().map(IpNet::from).ok();
     text.parse()
         .ok()
-        .or_else(|| address(text))
+        .or_else(address)
         .ok_or_else(|| "it must be an address or a network like 10.0.0.0/8".into())
 }
 
