@@ -42,18 +42,31 @@ abi!(both Tuple { size 16, align 4, {
 } });
 
 impl<A: Copy> Tuple<A> {
+    /// Writes the protocol and the padding behind it as one word.
+    #[cfg(feature = "programs")]
+    #[inline(always)]
+    pub fn set_protocol(&mut self, protocol: u8) {
+        const { assert!(core::mem::offset_of!(Self, _pad) == core::mem::offset_of!(Self, protocol) + 1) };
+        // SAFETY: the four bytes are within the tuple, and on a boundary of four (the layout asserted above).
+        unsafe {
+            (&raw mut self.protocol)
+                .cast::<[u8; 4]>()
+                .cast::<u32>()
+                .write(u32::from(protocol).to_le())
+        };
+    }
+
     /// The tuple of a packet that answers this one.
     #[inline(always)]
     #[must_use]
     pub const fn reverse(&self) -> Self {
-        Self {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-            protocol: self.protocol,
-            _pad: [0; 3],
-        }
+        // A copy and four fields: the padding comes along.
+        let mut reversed = *self;
+        reversed.source = self.destination;
+        reversed.destination = self.source;
+        reversed.source_port = self.destination_port;
+        reversed.destination_port = self.source_port;
+        reversed
     }
 }
 

@@ -188,14 +188,15 @@ fn reply_entry<A: Family>(parsed: &Parsed<A>, backend: u32, kind: u8) -> Option<
     let scratch = A::scratch().get_ptr_mut(0)?;
     // SAFETY: the slot is this CPU's own for the run, and one flow at a time is opened.
     let entry = unsafe { &mut (*scratch).entry };
-    *entry = Conntrack {
-        last_seen: now(),
-        becomes: parsed.tuple.reverse(),
-        backend,
-        kind,
-        direction: DIRECTION_REPLY,
-        ..Conntrack::default()
-    };
+    // Field by field, since a compiler would call a function to write zeros. The hop is unknown, so that nobody reads
+    // the Ethernet addresses that an earlier run left.
+    entry.last_seen = now();
+    entry.becomes = parsed.tuple.reverse();
+    entry.backend = backend;
+    entry.kind = kind;
+    entry.direction = DIRECTION_REPLY;
+    entry.seen = 0;
+    entry.hop = 0;
     Some(entry)
 }
 

@@ -4,7 +4,7 @@ use super::{
     conntrack,
     family::Family,
     parse::{Parsed, Ports},
-    service::{self, Choice},
+    service::{self, Choice, Client},
 };
 use crate::{
     config::Config,
@@ -68,7 +68,7 @@ pub fn choose_external<A: Family>(parsed: &Parsed<A>) -> Result<Option<Choice<A>
         return Ok(None);
     };
     service::admit(service, tuple.source)?;
-    service::choose(service, &service::client(tuple.source), service::hash(tuple)).map(Some)
+    service::choose(service, &Client::Address(tuple.source), service::hash(tuple)).map(Some)
 }
 
 /// Opens a pod's flow to the outside and says what its first packet becomes.

@@ -10,7 +10,8 @@ use super::{
     family::{Family, endpoint, in_cluster, in_services, word},
     nat,
     parse::{Bytes as _, ETHER_TYPE, Parsed},
-    policy, service,
+    policy,
+    service::{self, Client},
     skb::{self, Addresses},
 };
 use crate::{
@@ -98,7 +99,7 @@ fn translate<A: Family>(
         }
         return policy::judge(parsed, tuple, Some(from), endpoint(tuple.destination));
     };
-    let choice = service::choose(service, &service::client(tuple.source), service::random())?;
+    let choice = service::choose(service, &Client::Address(tuple.source), service::random())?;
     let becomes = nat::towards(tuple, &choice).ok_or(DropReason::ConntrackFull)?;
     policy::judge(parsed, becomes, Some(from), endpoint(becomes.destination))?;
     nat::open_service(config, parsed, &choice, becomes, SCOPE_INTERNAL)?;

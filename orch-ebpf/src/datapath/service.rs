@@ -4,7 +4,7 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::bpf_get_prandom_u32};
 
 use super::{
     conntrack::now,
-    family::{Family, node_kind},
+    family::{Family, node_kind, word},
     maps,
 };
 use crate::{
@@ -28,29 +28,31 @@ pub struct Choice<A: 'static> {
 
 /// Who asks, for session affinity.
 #[derive(Clone, Copy)]
-pub struct Client {
-    /// An address or the cookie of a network namespace.
-    id: [u8; 16],
-    /// Which of the two.
-    kind: u32,
+pub enum Client<A> {
+    /// A client known by its address.
+    Address(A),
+    /// A client known by the cookie of its network namespace.
+    Namespace(u64),
 }
 
-/// A client known by its address.
-#[inline(always)]
-pub fn client<A: Family>(address: A) -> Client {
-    Client {
-        id: address.wide(),
-        kind: CLIENT_ADDRESS,
-    }
-}
-
-/// A client known by its network namespace.
-#[inline(always)]
-pub fn namespace(cookie: u64) -> Client {
-    let [a, b, c, d, e, f, g, h] = cookie.to_ne_bytes();
-    Client {
-        id: [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0],
-        kind: CLIENT_NAMESPACE,
+impl<A: Family> Client<A> {
+    #[inline(always)]
+    fn key(&self, pool: u32) -> AffinityKey {
+        match *self {
+            Self::Address(address) => AffinityKey {
+                client: address.wide(),
+                pool,
+                client_kind: CLIENT_ADDRESS,
+            },
+            Self::Namespace(cookie) => {
+                let [a, b, c, d, e, f, g, h] = cookie.to_ne_bytes();
+                AffinityKey {
+                    client: [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0],
+                    pool,
+                    client_kind: CLIENT_NAMESPACE,
+                }
+            }
+        }
     }
 }
 
@@ -99,18 +101,18 @@ pub fn admit<A: Family>(service: &Service, source: A) -> Result<(), DropReason> 
 
 /// Chooses a backend: the one the client keeps, or the one of slot `number` modulo the slots in use.
 #[inline(never)]
-pub fn choose<A: Family>(service: &Service, client: &Client, number: u32) -> Result<Choice<A>, DropReason> {
+pub fn choose<A: Family>(
+    service: &Service,
+    client: &Client<A>,
+    number: u32,
+) -> Result<Choice<A>, DropReason> {
     if service.count == 0 {
         return Err(DropReason::NoBackend);
     }
     if service.affinity_seconds == 0 {
         return backend_in(service, number % service.count);
     }
-    let key = AffinityKey {
-        client: client.id,
-        pool: service.pool,
-        client_kind: client.kind,
-    };
+    let key = client.key(service.pool);
     let now = now();
     // SAFETY: two integers, copied; a stale backend number is checked below.
     if let Some(kept) = unsafe { maps::ORCH_AFFINITY.get(key) } {
@@ -135,36 +137,23 @@ pub fn random() -> u32 {
     unsafe { bpf_get_prandom_u32() }
 }
 
-/// A number for [`choose`] that is the same on every node for the same flow: five multiplications of which each
-/// carries every bit upwards, and folds back.
+/// A number for [`choose`] that is the same on every node for the same flow: each word is multiplied in, which carries
+/// every bit upwards, and folded back.
 #[inline(always)]
 pub fn hash<A: Family>(tuple: &Tuple<A>) -> u32 {
     const PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
-    let (a, b) = words(tuple.source.wide());
-    let (c, d) = words(tuple.destination.wide());
     let ports = u64::from(tuple.source_port) << 32
         | u64::from(tuple.destination_port) << 16
         | u64::from(tuple.protocol);
     let mut hash = ports ^ PRIME;
-    for word in [a, b, c, d] {
-        if A::BITS == 32 && word == 0 {
-            continue;
-        }
-        hash = (hash ^ word).wrapping_mul(PRIME);
+    for index in 0..A::BITS as usize / 32 {
+        let [source, destination] = [&tuple.source, &tuple.destination].map(|address| word(address, index));
+        let pair = u64::from(u32::from_le(source)) << 32 | u64::from(u32::from_le(destination));
+        hash = (hash ^ pair).wrapping_mul(PRIME);
         hash ^= hash >> 29;
     }
     hash = hash.wrapping_mul(PRIME);
     (hash >> 32) as u32
-}
-
-/// The halves of an address, alike on every machine.
-#[inline(always)]
-fn words(address: [u8; 16]) -> (u64, u64) {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
-    (
-        u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        u64::from_le_bytes([i, j, k, l, m, n, o, p]),
-    )
 }
 
 #[inline(always)]

@@ -1,6 +1,10 @@
 //! Services resolved at the system call: a connection to a service is from its first packet one to a backend.
 
-use super::{events, family::Family, service};
+use super::{
+    events,
+    family::Family,
+    service::{self, Client},
+};
 use crate::{
     Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
     config::CONFIG_FLOWS,
@@ -186,7 +190,7 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
         spread(cookie(ctx), service)
     };
     // SAFETY: the kernel hands a valid context.
-    let client = service::namespace(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
+    let client = Client::Namespace(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
     let choice = match service::choose::<A>(service, &client, number) {
         Ok(choice) => choice,
         Err(DropReason::NoBackend) => return refuse(DropReason::SocketRefused),

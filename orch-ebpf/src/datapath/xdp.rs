@@ -5,6 +5,8 @@
 //! to the tc program, which means the same. The Ethernet addresses of the next hop are kept in the flow's entry and
 //! asked of the kernel's routes again each second.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, xdp_action},
     helpers::bpf_fib_lookup as fib_lookup,
@@ -95,9 +97,12 @@ fn reflect<A: Family>(ctx: &XdpContext, config: &Config) -> Option<u32> {
     let parsed = if A::BITS == 128 {
         &*parse_apart::<A>(ctx)?
     } else {
-        seen = Parsed::NONE;
-        A::parse::<false>(ctx, &mut seen).ok()?;
-        &seen
+        seen = MaybeUninit::<Parsed<A>>::uninit();
+        // SAFETY: integers and enums that `parse` writes before anything reads them; zeroing them first would cost as
+        // much as the lookup of a service.
+        let seen = unsafe { &mut *seen.as_mut_ptr() };
+        A::parse::<false>(ctx, seen).ok()?;
+        &*seen
     };
     let layer4 = layer4_checksum(parsed)?;
     if parsed.ttl <= 1 || ctx.length() > config.uplink_mtu as usize + ETHERNET {
@@ -265,7 +270,12 @@ fn send<A: Family>(ctx: &XdpContext, parsed: &Parsed<A>, entry: &Conntrack<A>, l
                 field
             };
         }
-        *macs = entry.macs;
+        // Twelve bytes as three words: they stand on a boundary of four in the entry.
+        let kept = (&raw const entry.macs).cast::<u32>();
+        let macs = macs.cast::<u32>();
+        *macs = *kept;
+        *macs.add(1) = *kept.add(1);
+        *macs.add(2) = *kept.add(2);
     }
     events::count(Path::Reflected, ctx.length());
     Some(xdp_action::XDP_TX)

@@ -64,24 +64,6 @@ pub struct Parsed<A> {
 }
 
 impl<A: Family> Parsed<A> {
-    /// Nothing is known of the packet yet.
-    pub const NONE: Self = Self {
-        tuple: Tuple {
-            source: A::ANY,
-            destination: A::ANY,
-            source_port: 0,
-            destination_port: 0,
-            protocol: 0,
-            _pad: [0; 3],
-        },
-        layer4: 0,
-        end: 0,
-        ports: Ports::None,
-        tcp_flags: 0,
-        ttl: 0,
-        later_fragment: false,
-    };
-
     /// Whether this packet may open a flow: anything but a TCP segment that is no first SYN, an echo reply, an error,
     /// and a later fragment.
     #[inline(always)]

@@ -3,7 +3,7 @@
 use super::{Bytes, ETHERNET, Layer4, NOTHING, Parsed, Ports, ports, quoted_ports};
 use crate::{
     Address4, PROTOCOL_ICMP,
-    conntrack::{Fragment, FragmentKey, Tuple},
+    conntrack::{Fragment, FragmentKey},
     datapath::family::Family as _,
     event::DropReason,
 };
@@ -62,26 +62,20 @@ pub fn parse<const WHOLE: bool>(
     if !WHOLE && (header.version_and_length != 0x45 || fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0) {
         return Err(DropReason::HeaderChain);
     }
-    *parsed = Parsed {
-        tuple: Tuple {
-            source: header.source,
-            destination: header.destination,
-            source_port: 0,
-            destination_port: 0,
-            protocol: header.protocol,
-            _pad: [0; 3],
-        },
-        layer4: ETHERNET + header_length,
-        end: if total_length == 0 {
-            packet.length()
-        } else {
-            total_length + ETHERNET
-        },
-        ports: Ports::None,
-        tcp_flags: 0,
-        ttl: header.ttl,
-        later_fragment: WHOLE && fragment & FRAGMENT_OFFSET != 0,
+    // Field by field, and the protocol with its padding at once: a compiler would call a function to write zeros.
+    parsed.tuple.source = header.source;
+    parsed.tuple.destination = header.destination;
+    parsed.tuple.set_protocol(header.protocol);
+    parsed.layer4 = ETHERNET + header_length;
+    parsed.end = if total_length == 0 {
+        packet.length()
+    } else {
+        total_length + ETHERNET
     };
+    parsed.ports = Ports::None;
+    parsed.tcp_flags = 0;
+    parsed.ttl = header.ttl;
+    parsed.later_fragment = WHOLE && fragment & FRAGMENT_OFFSET != 0;
     let key = FragmentKey {
         source: header.source,
         destination: header.destination,
@@ -89,6 +83,8 @@ pub fn parse<const WHOLE: bool>(
         protocol: u32::from(header.protocol),
     };
     if parsed.later_fragment {
+        parsed.tuple.source_port = 0;
+        parsed.tuple.destination_port = 0;
         // SAFETY: two integers that never change once written; a reused slot yields another datagram's ports, which
         // the tables treat as they would any sender's.
         if let Some(ports) = unsafe { Address4::fragments().get(key) } {
@@ -105,10 +101,8 @@ pub fn parse<const WHOLE: bool>(
     };
     parsed.ports = layer4.ports;
     parsed.tcp_flags = layer4.tcp_flags;
-    if layer4.ports != Ports::Error {
-        parsed.tuple.source_port = layer4.source_port;
-        parsed.tuple.destination_port = layer4.destination_port;
-    }
+    parsed.tuple.source_port = layer4.source_port;
+    parsed.tuple.destination_port = layer4.destination_port;
     if WHOLE && fragment & MORE_FRAGMENTS != 0 {
         let ports = Fragment {
             source_port: parsed.tuple.source_port,
@@ -171,5 +165,5 @@ pub fn quoted(packet: &impl Bytes, parsed: &mut Parsed<Address4>) {
     parsed.tuple.destination = header.source;
     parsed.tuple.source_port = destination_port;
     parsed.tuple.destination_port = source_port;
-    parsed.tuple.protocol = header.protocol;
+    parsed.tuple.set_protocol(header.protocol);
 }

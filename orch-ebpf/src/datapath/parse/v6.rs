@@ -116,8 +116,7 @@ pub fn parse<const WHOLE: bool>(
     parsed.tuple.destination = header.destination;
     parsed.tuple.source_port = 0;
     parsed.tuple.destination_port = 0;
-    parsed.tuple.protocol = chain.protocol;
-    parsed.tuple._pad = [0; 3];
+    parsed.tuple.set_protocol(chain.protocol);
     parsed.layer4 = chain.layer4;
     // A payload length of zero is a packet over 64 KiB in one buffer, or a jumbogram (RFC 2675).
     parsed.end = if payload == 0 {
@@ -143,10 +142,8 @@ pub fn parse<const WHOLE: bool>(
     };
     parsed.ports = layer4.ports;
     parsed.tcp_flags = layer4.tcp_flags;
-    if layer4.ports != Ports::Error {
-        parsed.tuple.source_port = layer4.source_port;
-        parsed.tuple.destination_port = layer4.destination_port;
-    }
+    parsed.tuple.source_port = layer4.source_port;
+    parsed.tuple.destination_port = layer4.destination_port;
     if let Some((offset, identification)) = chain.fragment
         && offset & 1 != 0
     {
@@ -235,5 +232,5 @@ pub fn quoted(packet: &impl Bytes, parsed: &mut Parsed<Address6>) {
     parsed.tuple.destination = header.source;
     parsed.tuple.source_port = destination_port;
     parsed.tuple.destination_port = source_port;
-    parsed.tuple.protocol = protocol;
+    parsed.tuple.set_protocol(protocol);
 }
