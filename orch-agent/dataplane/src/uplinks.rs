@@ -269,6 +269,7 @@ mod tests {
             xdp: XdpMode::Off,
             tunnel: Tunnel::Off,
             direct_return: false,
+            proxy_health: None,
         }
     }
 
