@@ -177,7 +177,7 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
         cluster,
         stop.clone(),
     );
-    dataplane.set_names(names::of_pods(&manager));
+    dataplane.name_pods(names::of_pods(&manager));
     let backend = Arc::new(NodeBackend::new(
         manager.clone(),
         runtime,

@@ -34,7 +34,12 @@ mod sysctl;
 mod tunnel;
 mod uplinks;
 
-use std::{fs, net::IpAddr, path::Path, sync::Arc};
+use std::{
+    fs,
+    net::IpAddr,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use ipnet::IpNet;
 use orch_cluster::Cluster;
@@ -92,16 +97,17 @@ impl Dataplane {
             netlink,
             uplinks: watch::channel(Arc::new(uplinks)).0,
             programs: Mutex::new(programs),
-            maps: Mutex::new(maps),
+            maps: Arc::new(Mutex::new(maps)),
             services: Mutex::new(services),
             services_changed: watch::channel(0).0,
+            policies: Arc::default(),
             pods: Mutex::default(),
             pod_turn: AsyncMutex::new(()),
             gone: Mutex::default(),
             sweep: Notify::new(),
             remote: AsyncMutex::default(),
             metrics: Metrics::default(),
-            names: monitor::SharedSources::default(),
+            pod_names: OnceLock::new(),
         });
         tasks.extend(monitor::start(&shared, &cluster, events));
         pods::adopt(&shared).await?;
@@ -109,6 +115,7 @@ impl Dataplane {
             .services
             .lock()
             .claim_host_ports(|ip| shared.pods.lock().owner(ip).cloned());
+        tasks.extend(policy::start(&shared.policies, &shared.maps, &cluster)?);
         uplinks::apply(&shared, &shared.uplinks())?;
         tunnel::sync(&shared).await?;
         nodes::refresh(&shared).await?;
@@ -129,7 +136,8 @@ impl Dataplane {
     }
 
     /// Connects a pod's network namespace and returns the pod's addresses, the primary one first. Idempotent by uid: a
-    /// pod that is connected gets host ports and bandwidth as they are now.
+    /// pod that is connected gets host ports, bandwidth and policies as they are now. Returns only once it is known what
+    /// network policies say of the pod.
     ///
     /// # Errors
     /// When no address is free, the namespace cannot be entered, or the kernel refuses a step.
@@ -156,9 +164,9 @@ impl Dataplane {
             .collect()
     }
 
-    /// Tells the monitor where names of pods and of identities come from, once somebody knows them.
-    pub fn set_names(&self, names: monitor::Sources) {
-        *self.shared.names.write() = names;
+    /// Tells the monitor where the names of this node's pods come from; only the first call counts.
+    pub fn name_pods(&self, names: monitor::PodNames) {
+        let _ = self.shared.pod_names.set(names);
     }
 
     /// Puts the data plane's metrics, as they are now, into a registry that is to be read once.

@@ -1,13 +1,17 @@
 //! What the data plane's tasks and the caller's requests share.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 
 use crate::{
-    DataplaneConfig, load::Programs, maps::Maps, metrics::Metrics, monitor::SharedSources, netlink::Netlink,
-    nodes::Remote, pods::Pods, services::Services, uplinks::Uplinks,
+    DataplaneConfig, load::Programs, maps::Maps, metrics::Metrics, monitor::PodNames, netlink::Netlink,
+    nodes::Remote, pods::Pods, policy::Policies, services::Services, uplinks::Uplinks,
 };
 
 /// The one shared state. Lock order, where two are held: services before maps.
@@ -21,11 +25,13 @@ pub struct Shared {
     /// The loaded programs.
     pub programs: Mutex<Programs>,
     /// The maps.
-    pub maps: Mutex<Maps>,
+    pub maps: Arc<Mutex<Maps>>,
     /// Mirror of the service maps.
     pub services: Mutex<Services>,
     /// Moves after every change of the service maps.
     pub services_changed: watch::Sender<u64>,
+    /// What policies say of pods.
+    pub policies: Arc<Policies>,
     /// Connected pods.
     pub pods: Mutex<Pods>,
     /// Held while a pod is connected or disconnected: one at a time.
@@ -38,8 +44,8 @@ pub struct Shared {
     pub remote: AsyncMutex<Remote>,
     /// What is measured.
     pub metrics: Metrics,
-    /// Where the monitor's names come from.
-    pub names: SharedSources,
+    /// Where the names of this node's pods come from.
+    pub pod_names: OnceLock<PodNames>,
 }
 
 impl Shared {

@@ -63,9 +63,10 @@ async fn sweep<A: MapAddress>(
     let pin = maps::folder(&shared.config.bpf_root).join(format!("{CONNTRACK_MAP}{}", A::SUFFIX));
     let map = MapData::from_pin(pin).map_err(io::Error::other)?;
     let mut reader = BatchReader::<Tuple<A>, Conntrack<A>>::new(map, BATCH)?;
-    let mut removed = 0;
+    let (mut read, mut removed) = (0, 0);
     let now = Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?);
     while let Some(entries) = reader.next()? {
+        let entries = entries.inspect(|_| read += 1);
         let suspects: Vec<(Tuple<A>, Conntrack<A>)> = entries
             .filter(|(tuple, entry)| is_gone(&gone, tuple, entry) || is_over(now, tuple, entry, None))
             .map(|(tuple, entry)| (*tuple, *entry))
@@ -85,6 +86,7 @@ async fn sweep<A: MapAddress>(
         }
         tokio::task::yield_now().await;
     }
+    shared.metrics.counted(CONNTRACK_MAP, A::SUFFIX, read - removed);
     Ok(removed)
 }
 

@@ -25,7 +25,6 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use orch_cluster::Cluster;
 use orch_ebpf::config::{CONFIG_DROPS, CONFIG_FLOWS};
-use parking_lot::RwLock;
 use tokio::task::JoinHandle;
 
 pub(crate) use self::record::protocol;
@@ -43,17 +42,8 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join("monitor.sock")
 }
 
-/// What the rest of the agent knows of names and tells the monitor when it is asked.
-#[derive(Default)]
-pub struct Sources {
-    /// The pods of this node.
-    pub pods: Option<Box<dyn Fn() -> Vec<PodName> + Send + Sync>>,
-    /// What an identity of a policy stands for.
-    pub identity: Option<Box<dyn Fn(u32) -> Option<String> + Send + Sync>>,
-}
-
-/// The sources, given once the parts that know them have started.
-pub type SharedSources = Arc<RwLock<Sources>>;
+/// Names of this node's pods, from whoever runs them.
+pub type PodNames = Box<dyn Fn() -> Vec<PodName> + Send + Sync>;
 
 /// Starts the reader and the socket.
 pub fn start(

@@ -16,13 +16,11 @@ use orch_cluster::Cluster;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{SharedSources, record::Names};
+use super::record::Names;
 use crate::shared::Shared;
 
 /// How old the names of this node's pods may be.
 const LOCAL_AGE: Duration = Duration::from_millis(200);
-/// How old the others may be: a cluster may have a hundred thousand of them.
-const CLUSTER_AGE: Duration = Duration::from_secs(1);
 
 /// A pod of this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,8 +31,6 @@ pub struct PodName {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its own addresses; none for a pod in the node's network namespace.
-    pub addresses: Vec<IpAddr>,
 }
 
 /// What the watches say.
@@ -54,10 +50,12 @@ pub struct LocalNames {
     pub pods: HashMap<IpAddr, String>,
     /// NAMESPACE/NAME by interface.
     pub interfaces: HashMap<u32, String>,
-    /// Index of the uplink.
-    pub uplink: u32,
+    /// Indexes of the uplinks.
+    pub uplinks: Vec<u32>,
     /// Index of the tunnel's device, or zero.
     pub tunnel: u32,
+    /// What has been asked of identities already: finding out takes a lock that policies need.
+    identities: Mutex<HashMap<u32, Option<String>>>,
 }
 
 impl ClusterNames {
@@ -161,8 +159,10 @@ pub struct Naming {
 
 struct State {
     changed: watch::Receiver<u64>,
-    indexed: Option<(Instant, Arc<ClusterNames>)>,
+    indexed: Option<Arc<ClusterNames>>,
     local: Option<(Instant, Arc<LocalNames>)>,
+    /// NAMESPACE/NAME by address, of every pod that policies know.
+    remote: Arc<HashMap<IpAddr, String>>,
 }
 
 /// The names at one moment.
@@ -170,7 +170,8 @@ pub struct Snapshot {
     node: String,
     cluster: Arc<ClusterNames>,
     local: Arc<LocalNames>,
-    sources: SharedSources,
+    remote: Arc<HashMap<IpAddr, String>>,
+    shared: Arc<Shared>,
 }
 
 impl Naming {
@@ -184,6 +185,7 @@ impl Naming {
                 changed,
                 indexed: None,
                 local: None,
+                remote: Arc::default(),
             }),
         }
     }
@@ -195,25 +197,21 @@ impl Naming {
 
     /// Brings the index up to date where that is due; takes tens of milliseconds in a large cluster.
     pub fn refresh(&self) {
-        let due = {
+        let remote = Arc::new(self.shared.policies.pods().into_iter().collect());
+        let changed = {
             let mut state = self.state.lock();
-            let old = state
-                .indexed
-                .as_ref()
-                .is_none_or(|(at, _)| at.elapsed() >= CLUSTER_AGE);
-            let due = state.indexed.is_none() || (old && state.changed.has_changed().unwrap_or(false));
-            if due {
-                state.changed.mark_unchanged();
-            }
-            due
+            state.remote = remote;
+            let changed = state.indexed.is_none() || state.changed.has_changed().unwrap_or(false);
+            state.changed.mark_unchanged();
+            changed
         };
-        if due {
+        if changed {
             let names = ClusterNames::build(
                 self.cluster.services.state(),
                 self.cluster.slices.state(),
                 self.cluster.nodes.state(),
             );
-            self.state.lock().indexed = Some((Instant::now(), Arc::new(names)));
+            self.state.lock().indexed = Some(Arc::new(names));
         }
     }
 
@@ -222,13 +220,14 @@ impl Naming {
         let mut state = self.state.lock();
         state.indexed = None;
         state.local = None;
+        state.remote = Arc::default();
     }
 
     /// What is known now.
     pub fn current(&self) -> Snapshot {
         let mut state = self.state.lock();
         // Nobody has asked for names: only the log reads along.
-        let cluster = state.indexed.as_ref().map(|(_, names)| Arc::clone(names));
+        let cluster = state.indexed.clone();
         let local = match (&cluster, &state.local) {
             (None, _) => Arc::default(),
             (Some(_), Some((at, local))) if at.elapsed() < LOCAL_AGE => Arc::clone(local),
@@ -242,21 +241,25 @@ impl Naming {
             node: self.node().to_owned(),
             cluster: cluster.unwrap_or_default(),
             local,
-            sources: Arc::clone(&self.shared.names),
+            remote: Arc::clone(&state.remote),
+            shared: Arc::clone(&self.shared),
         }
     }
 
     fn local(&self) -> LocalNames {
         let pods = self
             .shared
-            .names
-            .read()
-            .pods
-            .as_ref()
-            .map(|pods| pods())
+            .pod_names
+            .get()
+            .map(|names| names())
             .unwrap_or_default();
         let mut names = LocalNames {
-            uplink: self.shared.uplinks().primary().index,
+            uplinks: self
+                .shared
+                .uplinks()
+                .all()
+                .map(|uplink| uplink.interface.index)
+                .collect(),
             tunnel: self
                 .shared
                 .maps
@@ -267,15 +270,16 @@ impl Naming {
             ..LocalNames::default()
         };
         let attached = self.shared.pods.lock();
-        let by_uid: HashMap<&String, u32> = attached.iter().map(|(uid, pod)| (uid, pod.ifindex)).collect();
+        let by_uid: HashMap<_, _> = attached.iter().collect();
         for pod in pods {
             let name = format!("{}/{}", pod.namespace, pod.name);
-            if let Some(ifindex) = by_uid.get(&pod.uid) {
-                names.interfaces.insert(*ifindex, name.clone());
+            // A pod on the node's network is not connected.
+            if let Some(connected) = by_uid.get(&pod.uid) {
+                names.interfaces.insert(connected.ifindex, name.clone());
+                names
+                    .pods
+                    .extend(connected.addresses.iter().map(|ip| (*ip, name.clone())));
             }
-            names
-                .pods
-                .extend(pod.addresses.into_iter().map(|ip| (ip, name.clone())));
         }
         names
     }
@@ -287,7 +291,15 @@ impl Names for Snapshot {
     }
 
     fn pod(&self, ip: IpAddr) -> Option<String> {
-        self.local.pods.get(&ip).cloned().or_else(|| self.cluster.pod(ip))
+        let local = || self.local.pods.get(&ip).cloned();
+        // A pod on its node's network has the node's address, and is not the only one.
+        let remote = || {
+            self.remote
+                .get(&ip)
+                .filter(|_| self.cluster.node_at(ip).is_none())
+                .cloned()
+        };
+        local().or_else(remote).or_else(|| self.cluster.pod(ip))
     }
 
     fn service(&self, ip: IpAddr, port: u16) -> Option<String> {
@@ -299,11 +311,9 @@ impl Names for Snapshot {
     }
 
     fn identity(&self, number: u32) -> Option<String> {
-        self.sources
-            .read()
-            .identity
-            .as_ref()
-            .and_then(|identity| identity(number))
+        let mut known = self.local.identities.lock();
+        let find = || self.shared.policies.describe(number);
+        known.entry(number).or_insert_with(find).clone()
     }
 
     fn pod_at(&self, ifindex: u32) -> Option<String> {
@@ -311,7 +321,7 @@ impl Names for Snapshot {
     }
 
     fn role(&self, ifindex: u32) -> Option<&'static str> {
-        if ifindex == self.local.uplink {
+        if self.local.uplinks.contains(&ifindex) {
             Some("uplink")
         } else if ifindex == self.local.tunnel {
             Some("tunnel")
