@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
 
@@ -10,9 +10,9 @@ use clap::{
     Args, Parser, Subcommand, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser as _},
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use orch_dataplane::inspect::View;
+use orch_dataplane::{Tunnel, XdpMode, inspect::View};
 
 use crate::{
     monitor::MonitorArgs,
@@ -54,12 +54,24 @@ pub struct RunArgs {
     /// Kubeconfig with the node's identity (`orch-control issue-node` writes one).
     #[arg(long)]
     pub kubeconfig: PathBuf,
-    /// Interface that leads to other nodes and to the outside [default: the one of the default route].
-    #[arg(long)]
-    pub uplink: Option<String>,
-    /// The node's address [default: the uplink's first IPv4 address].
-    #[arg(long)]
-    pub node_ip: Option<Ipv4Addr>,
+    /// Interfaces that lead to other nodes and to the outside, separated by commas [default: those of the default
+    /// routes and of the node's addresses].
+    #[arg(long, value_delimiter = ',', value_name = "IFACE,...")]
+    pub uplink: Vec<String>,
+    /// The node's address, or one of each family, the primary one first [default: the uplink's first of each family
+    /// of --cluster-cidr].
+    #[arg(long, value_delimiter = ',', value_name = "IP[,IP]")]
+    pub node_ip: Vec<IpAddr>,
+    /// How the uplinks' drivers run the balancer: auto (in drivers other than veth that can), native, generic or off.
+    #[arg(long, default_value_t)]
+    pub xdp: XdpMode,
+    /// How packets of pods get to other nodes: off (as they are, between nodes on one network) or vxlan.
+    #[arg(long, default_value_t)]
+    pub tunnel: Tunnel,
+    /// How packets from outside get to pods on other nodes: with this node's address as their source, or with their
+    /// own and answered directly.
+    #[arg(long, value_enum, default_value = "snat")]
+    pub load_balancer_mode: LoadBalancerMode,
     /// Certificate of the kubelet API, PEM.
     #[arg(long)]
     pub tls_cert: PathBuf,
@@ -75,6 +87,10 @@ pub struct RunArgs {
     /// Where metrics are served in plain HTTP, besides the kubelet API; port 0 for nowhere.
     #[arg(long, default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: SocketAddr,
+    /// Where /healthz and /livez of the service proxy answer in plain HTTP; port 0 for nowhere [default: port 10256 of
+    /// every address].
+    #[arg(long)]
+    pub proxy_health_bind_address: Option<SocketAddr>,
     /// containerd's socket.
     #[arg(long, default_value = "/run/containerd/containerd.sock")]
     pub containerd: PathBuf,
@@ -96,18 +112,29 @@ pub struct RunArgs {
     /// Directory for pinned maps and links [default: /sys/fs/bpf/orch/NODE_NAME].
     #[arg(long)]
     pub bpf_root: Option<PathBuf>,
-    /// Address of the cluster's DNS server, answered by this agent.
-    #[arg(long, default_value = "10.96.0.10")]
-    pub cluster_dns: Ipv4Addr,
+    /// Address of the cluster's DNS server, or one of each family, answered by this agent [default: the tenth address
+    /// of each of --service-cidr].
+    #[arg(long, value_delimiter = ',', value_name = "IP[,IP]")]
+    pub cluster_dns: Vec<IpAddr>,
     /// The cluster's domain.
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
-    /// All pods' addresses.
-    #[arg(long, default_value = "10.244.0.0/16")]
-    pub cluster_cidr: Ipv4Net,
-    /// All services' addresses.
-    #[arg(long, default_value = "10.96.0.0/16")]
-    pub service_cidr: Ipv4Net,
+    /// All pods' addresses, of one family or of both.
+    #[arg(
+        long,
+        default_value = "10.244.0.0/16",
+        value_delimiter = ',',
+        value_name = "CIDR[,CIDR]"
+    )]
+    pub cluster_cidr: Vec<IpNet>,
+    /// All services' addresses, of one family or of both.
+    #[arg(
+        long,
+        default_value = "10.96.0.0/16",
+        value_delimiter = ',',
+        value_name = "CIDR[,CIDR]"
+    )]
+    pub service_cidr: Vec<IpNet>,
     /// Resolver configuration for other names, and for pods with the node's DNS policy.
     #[arg(long, default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
@@ -120,6 +147,15 @@ pub struct RunArgs {
     /// CPU and memory held back from pods.
     #[arg(long, default_value = "cpu=100m,memory=128Mi", value_parser = reserved)]
     pub system_reserved: Reserved,
+}
+
+/// How packets from outside get to pods on other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LoadBalancerMode {
+    /// With this node's address as their source; the answer comes back through this node.
+    Snat,
+    /// With their own source, in an IP packet of their own; the other node answers the client.
+    Dsr,
 }
 
 /// Flags of `bpf`.
@@ -149,11 +185,22 @@ pub enum OutputForm {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// No default route, or none by an interface.
-    #[error("this machine has no IPv4 default route: name the interface with --uplink")]
+    #[error("this machine has no default route: name the interface with --uplink")]
     NoDefaultRoute,
     /// The interface has no address.
-    #[error("interface {0} has no IPv4 address: give the node's with --node-ip")]
-    NoAddress(String),
+    #[error("interface {interface} has no {family} address: give the node's with --node-ip")]
+    NoAddress {
+        /// The interface.
+        interface: String,
+        /// The family.
+        family: &'static str,
+    },
+    /// A flag that takes one value of each family has two of one.
+    #[error("{0} takes at most one value of each family")]
+    SameFamily(&'static str),
+    /// The node has no address of a family that the cluster is to have.
+    #[error("{0} has a family of which --node-ip has no address")]
+    MissingFamily(&'static str),
     /// No cgroup v2 hierarchy is mounted.
     #[error("no cgroup2 file system is mounted: mount one at /sys/fs/cgroup or /sys/fs/cgroup/unified")]
     NoCgroup2,
@@ -166,33 +213,6 @@ pub enum ConfigError {
 }
 
 impl RunArgs {
-    /// The uplink: the given one, or the interface of the default route.
-    ///
-    /// # Errors
-    /// When neither exists.
-    pub fn uplink(&self) -> Result<String, ConfigError> {
-        let found = || default_route(&fs::read_to_string("/proc/net/route").unwrap_or_default());
-        self.uplink
-            .clone()
-            .or_else(found)
-            .ok_or(ConfigError::NoDefaultRoute)
-    }
-
-    /// The node's address: the given one, or the first of the uplink.
-    ///
-    /// # Errors
-    /// When the uplink has none.
-    pub fn node_ip(&self, uplink: &str) -> Result<Ipv4Addr, ConfigError> {
-        let found = || {
-            let all = nix::ifaddrs::getifaddrs().ok()?;
-            all.filter(|entry| entry.interface_name == uplink)
-                .find_map(|entry| entry.address.as_ref()?.as_sockaddr_in().map(|a| a.ip()))
-        };
-        self.node_ip
-            .or_else(found)
-            .ok_or_else(|| ConfigError::NoAddress(uplink.to_owned()))
-    }
-
     /// The pins' directory.
     ///
     /// # Errors
@@ -213,12 +233,6 @@ impl RunArgs {
             .bpf_root
             .clone()
             .unwrap_or_else(|| PathBuf::from(BPF_ROOTS).join(name)))
-    }
-
-    /// Where the kubelet API listens.
-    #[must_use]
-    pub fn kubelet_address(&self, node_ip: Ipv4Addr) -> SocketAddr {
-        SocketAddr::new(IpAddr::V4(node_ip), self.kubelet_port)
     }
 }
 
@@ -275,17 +289,6 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
         let mount = mount.split_whitespace().nth(4)?;
         source.starts_with("cgroup2 ").then(|| PathBuf::from(mount))
     })
-}
-
-/// The interface of the default route with the lowest metric in `/proc/net/route`.
-fn default_route(table: &str) -> Option<String> {
-    let routes = table.lines().skip(1).filter_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let default = *fields.get(1)? == "00000000" && *fields.get(7)? == "00000000";
-        let metric: u32 = fields.get(6)?.parse().ok()?;
-        default.then(|| (metric, fields[0].to_owned()))
-    });
-    routes.min().map(|(_, interface)| interface)
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -353,7 +356,7 @@ mod tests {
                 memory: 128 << 20
             }
         );
-        assert_eq!(args.cluster_dns.to_string(), "10.96.0.10");
+        assert_eq!((args.xdp, args.tunnel), (XdpMode::Auto, Tunnel::Off));
         assert!(Cli::try_parse_from(["orch-agent", "run"]).is_err());
         assert!(Cli::try_parse_from(["orch-agent", "bpf", "services", "-o", "json"]).is_ok());
         assert!(Cli::try_parse_from(["orch-agent", "bpf", "service"]).is_err());
@@ -384,13 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_default_route_and_the_cgroup2_mount() {
-        let table = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
-                     eth1 00000000 0101A8C0 0003 0 0 200 00000000 0 0 0\n\
-                     eth0 00000000 0101A8C0 0003 0 0 100 00000000 0 0 0\n\
-                     lo 0000007F 00000000 0001 0 0 0 000000FF 0 0 0\n";
-        assert_eq!(default_route(table).as_deref(), Some("eth0"));
-        assert_eq!(default_route(""), None);
+    fn finds_the_cgroup2_mount() {
         let mounts = "30 24 0:26 / /sys/fs/cgroup ro shared:9 - tmpfs tmpfs ro\n\
                       31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw\n";
         assert_eq!(cgroup2_mount(mounts), Some("/sys/fs/cgroup/unified".into()));

@@ -6,6 +6,7 @@ pub mod kubelet;
 pub mod metrics;
 pub mod monitor;
 pub mod names;
+pub mod network;
 pub mod node;
 pub mod pod;
 pub mod run;

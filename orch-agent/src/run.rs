@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -28,15 +28,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{ConfigError, RunArgs, cgroup2_path},
+    config::{ConfigError, LoadBalancerMode, RunArgs, cgroup2_path},
     kubelet::{self, KubeletConfig, KubeletError, NodeBackend},
     metrics, names,
+    network::Network,
     node::{NodeConfig, Registrar},
     pod::{Manager, ManagerConfig},
 };
 
 /// Where the BPF file system belongs.
 const BPF_FS: &str = "/sys/fs/bpf";
+/// The port on which kube-proxy answers whether it is well, by convention of load balancers outside.
+const PROXY_HEALTH: u16 = 10256;
 /// How long the parts may take to stop.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -110,8 +113,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
 }
 
 async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError> {
-    let uplink = args.uplink()?;
-    let node_ip = args.node_ip(&uplink)?;
+    let network = Network::find(args)?;
     let bpf_root = args.bpf_root()?;
     let cgroup_path = cgroup2_path(&args.cgroup_root)?;
     raise_file_limit()?;
@@ -140,21 +142,33 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
     let dataplane = Dataplane::start(
         DataplaneConfig {
             node_name: args.node_name.clone(),
-            node_ip,
-            uplink,
+            node_ips: network.node_ips.clone(),
+            uplinks: args.uplink.clone(),
             bpf_root,
             cgroup_path,
             run_dir: args.run_dir.clone(),
-            cluster_cidr: args.cluster_cidr,
-            service_cidr: args.service_cidr,
-            cluster_dns: args.cluster_dns,
+            cluster_cidrs: args.cluster_cidr.clone(),
+            service_cidrs: args.service_cidr.clone(),
+            cluster_dns: network.cluster_dns.clone(),
+            xdp: args.xdp,
+            tunnel: args.tunnel,
+            direct_return: args.load_balancer_mode == LoadBalancerMode::Dsr,
+            proxy_health: Some(
+                args.proxy_health_bind_address
+                    .unwrap_or_else(|| network.everywhere(PROXY_HEALTH)),
+            )
+            .filter(|address| address.port() != 0),
         },
         cluster.clone(),
     )
     .await?;
-    let dns = tokio::spawn(orch_dns::serve(dns_config(args), cluster.clone(), stop.clone()));
+    let dns = tokio::spawn(orch_dns::serve(
+        dns_config(args, &network),
+        cluster.clone(),
+        stop.clone(),
+    ));
     let registrar = Registrar::new(
-        node_config(args, node_ip.into()),
+        node_config(args, &network),
         client.clone(),
         cluster.clone(),
         runtime.clone(),
@@ -164,13 +178,13 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
         name: args.node_name.clone(),
         reason: crate::chain(&error),
     })?;
-    tracing::info!(node = %args.node_name, ip = %node_ip, "registered");
+    tracing::info!(node = %args.node_name, ips = ?network.node_ips, "registered");
     let networked = CancellationToken::new();
     let keeper = tokio::spawn(registrar.run(node, networked.clone(), stop.clone()));
     // Attaching a pod needs the pod CIDR; pods that run already wait with the others for that short while.
     networked.cancelled().await;
     let manager = Manager::start(
-        manager_config(args, node_ip.into()),
+        manager_config(args, &network),
         client,
         runtime.clone(),
         dataplane.clone(),
@@ -186,7 +200,7 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
         args.node_name.clone(),
     ));
     let config = KubeletConfig {
-        listen: args.kubelet_address(node_ip),
+        listen: network.at(args.kubelet_port),
         tls_cert: args.tls_cert.clone(),
         tls_key: args.tls_key.clone(),
         client_ca: args.client_ca.clone(),
@@ -198,8 +212,8 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
             stop.clone(),
         ));
     }
-    let address = kubelet::serve(&config, backend, stop.clone()).await?;
-    tracing::info!(%address, "kubelet API is up");
+    let addresses = kubelet::serve(&config, backend, stop.clone()).await?;
+    tracing::info!(?addresses, "kubelet API is up");
     let result = match dns.await {
         Ok(result) => result.map_err(RunError::from),
         Err(error) => Err(RunError::System {
@@ -216,20 +230,29 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
     result
 }
 
-fn dns_config(args: &RunArgs) -> DnsConfig {
+fn dns_config(args: &RunArgs, network: &Network) -> DnsConfig {
     let resolv_conf = std::fs::read_to_string(&args.resolv_conf).unwrap_or_default();
     DnsConfig {
-        listen: vec![SocketAddr::new(args.cluster_dns.into(), 53)],
+        listen: network
+            .cluster_dns
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, 53))
+            .collect(),
         domain: args.cluster_domain.clone(),
         upstreams: orch_dns::upstreams(&resolv_conf),
-        networks: vec![args.service_cidr.into(), args.cluster_cidr.into()],
+        networks: args
+            .service_cidr
+            .iter()
+            .chain(&args.cluster_cidr)
+            .copied()
+            .collect(),
     }
 }
 
-fn node_config(args: &RunArgs, ip: IpAddr) -> NodeConfig {
+fn node_config(args: &RunArgs, network: &Network) -> NodeConfig {
     NodeConfig {
         name: args.node_name.clone(),
-        ip,
+        ips: network.node_ips.clone(),
         port: args.kubelet_port,
         labels: args.node_labels.clone(),
         max_pods: args.max_pods,
@@ -238,14 +261,14 @@ fn node_config(args: &RunArgs, ip: IpAddr) -> NodeConfig {
     }
 }
 
-fn manager_config(args: &RunArgs, ip: IpAddr) -> ManagerConfig {
+fn manager_config(args: &RunArgs, network: &Network) -> ManagerConfig {
     ManagerConfig {
         root_dir: args.root_dir.clone(),
         run_dir: args.run_dir.clone(),
-        cluster_dns: vec![args.cluster_dns.into()],
+        cluster_dns: network.cluster_dns.clone(),
         cluster_domain: args.cluster_domain.clone(),
         resolv_conf: args.resolv_conf.clone(),
-        ..ManagerConfig::new(args.node_name.clone(), ip)
+        ..ManagerConfig::new(args.node_name.clone(), network.node_ips.clone())
     }
 }
 

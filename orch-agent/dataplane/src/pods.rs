@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use orch_ebpf::endpoint::{ENDPOINTS_MAP, Endpoint, LIMITED_EGRESS, LIMITED_INGRESS};
+use orch_ebpf::endpoint::{ENDPOINTS_MAP, Endpoint};
 
 use crate::{
     DataplaneError, PodAttachment,
@@ -18,7 +18,7 @@ use crate::{
     bandwidth, links, load,
     maps::{FamilyMaps, MapAddress, Maps, failed, gone_or},
     netlink::{Interface, Kind, Netlink, VethPair},
-    services,
+    policy, services,
     shared::Shared,
     sysctl, tunnel,
 };
@@ -296,6 +296,8 @@ pub async fn attach(shared: &Shared, pod: &PodAttachment) -> Result<Vec<IpAddr>,
     if pod.uid.is_empty() || pod.uid.len() > UID_MAX || pod.uid.contains(char::is_whitespace) {
         return Err(DataplaneError::BadUid(pod.uid.clone()));
     }
+    // This may take until the API server answers, and others have their turn meanwhile.
+    shared.policies.for_pod(pod).await;
     let _turn = shared.pod_turn.lock().await;
     let known = shared.pods.lock().attached.get(&pod.uid).cloned();
     if let Some(known) = known {
@@ -311,6 +313,7 @@ pub async fn attach(shared: &Shared, pod: &PodAttachment) -> Result<Vec<IpAddr>,
         }
         // The namespace went, and the pair with it.
         remove(shared, &pod.uid, &known).await?;
+        shared.policies.for_pod(pod).await;
     }
     let namespace = File::open(&pod.netns).map_err(|source| DataplaneError::File {
         action: "open network namespace",
@@ -363,15 +366,10 @@ fn write(shared: &Shared, pod: &PodAttachment, attached: &Attached) -> Result<()
     let mut maps = shared.maps.lock();
     let limited = bandwidth::limit(&mut maps, attached.ifindex, pod.bandwidth)?;
     for ip in &attached.addresses {
-        let known = find_endpoint(&maps, *ip).filter(|known| known.ifindex == attached.ifindex);
         let mut desired = endpoint(&pod.uid, &attached.addresses, attached.ifindex);
-        if let Some(known) = known {
-            // The policies' part is theirs to change.
-            desired.policy = known.policy;
-            desired.flags = known.flags & !(LIMITED_INGRESS | LIMITED_EGRESS);
-        }
         desired.flags |= limited;
-        if known != Some(desired) {
+        desired = policy::with_verdict(desired, shared.policies.verdict(&pod.uid));
+        if find_endpoint(&maps, *ip) != Some(desired) {
             put_endpoint(&mut maps, *ip, desired)?;
         }
     }
@@ -488,7 +486,10 @@ pub async fn detach(shared: &Shared, uid: &str) -> Result<(), DataplaneError> {
     let known = shared.pods.lock().attached.get(uid).cloned();
     match known {
         Some(known) => remove(shared, uid, &known).await,
-        None => Ok(()),
+        None => {
+            shared.policies.forget(uid);
+            Ok(())
+        }
     }
 }
 
@@ -508,6 +509,7 @@ async fn remove(shared: &Shared, uid: &str, attached: &Attached) -> Result<(), D
         }
         bandwidth::release(&mut maps, attached.ifindex)?;
     }
+    shared.policies.forget(uid);
     shared.pods.lock().attached.remove(uid);
     // The addresses rest until their flows are forgotten.
     shared.gone.lock().extend(attached.addresses.iter().copied());

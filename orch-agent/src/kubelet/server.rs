@@ -23,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Where the API listens, and its credentials as PEM files.
 #[derive(Debug, Clone)]
 pub struct KubeletConfig {
-    /// Usually the node's address, port 10250.
-    pub listen: SocketAddr,
+    /// Usually the node's addresses, port 10250.
+    pub listen: Vec<SocketAddr>,
     /// The server's certificate chain.
     pub tls_cert: PathBuf,
     /// Its key.
@@ -54,31 +54,56 @@ pub enum KubeletError {
     },
 }
 
-/// Listens and serves in the background until `stop`; returns the address that was bound.
+/// Listens and serves in the background until `stop`; returns the addresses that were bound.
 ///
 /// # Errors
-/// When a file cannot be used or the address is taken.
+/// When a file cannot be used or an address is taken.
 pub async fn serve(
     config: &KubeletConfig,
     backend: Arc<dyn Backend>,
     stop: CancellationToken,
-) -> Result<SocketAddr, KubeletError> {
+) -> Result<Vec<SocketAddr>, KubeletError> {
     let tls = tls::config(&config.tls_cert, &config.tls_key, &config.client_ca)?;
-    let listening = |source| KubeletError::Listen {
-        address: config.listen,
-        source,
-    };
-    let listener = TcpListener::bind(config.listen).await.map_err(listening)?;
-    let address = listener.local_addr().map_err(listening)?;
     let acceptor = TlsAcceptor::from(tls);
     let router = router(backend);
-    tokio::spawn(async move {
-        tokio::select! {
-            () = accept(listener, acceptor, router) => {}
-            () = stop.cancelled() => {}
+    let mut listeners = Vec::new();
+    let mut addresses = Vec::new();
+    for address in &config.listen {
+        let failed = |source| KubeletError::Listen {
+            address: *address,
+            source,
+        };
+        let listener = bind(*address).await.map_err(failed)?;
+        addresses.push(listener.local_addr().map_err(failed)?);
+        listeners.push(listener);
+    }
+    for listener in listeners {
+        let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = accept(listener, acceptor, router) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+    Ok(addresses)
+}
+
+/// Binds an address; an IPv6 address that the machine has just got is not its own for a moment (RFC 4862 section 5.4).
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrNotAvailable
+                    && address.is_ipv6()
+                    && tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            other => return other,
         }
-    });
-    Ok(address)
+    }
 }
 
 async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router) {

@@ -231,7 +231,7 @@ async fn api() -> Api {
         path
     };
     let config = KubeletConfig {
-        listen: "127.0.0.1:0".parse().unwrap(),
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
         tls_cert: write("tls.crt", cert.pem()),
         tls_key: write("tls.key", key.serialize_pem()),
         client_ca: write("ca.crt", ca.pem.clone()),
@@ -252,7 +252,7 @@ async fn api() -> Api {
         forward_to,
     });
     let stop = CancellationToken::new();
-    let address = serve(&config, fake.clone(), stop.clone()).await.unwrap();
+    let address = serve(&config, fake.clone(), stop.clone()).await.unwrap()[0];
     Api {
         address,
         ca,

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{ContainerImage, Node},
@@ -40,8 +40,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 pub struct NodeConfig {
     /// The Node object's name.
     pub name: String,
-    /// Its InternalIP.
-    pub ip: IpAddr,
+    /// Its InternalIPs, the primary one first.
+    pub ips: Vec<IpAddr>,
     /// The port of the kubelet API.
     pub port: u16,
     /// Labels beside the well-known ones.
@@ -142,7 +142,7 @@ impl Registrar {
         own.chain(self.config.labels.iter().cloned()).collect()
     }
 
-    /// Keeps lease and status true until `stop`; hands the pod CIDR to the data plane as soon as the node has one.
+    /// Keeps lease and status true until `stop`; hands the pod CIDRs to the data plane as soon as the node has them.
     /// `ready` is cancelled at that moment: pods may start from then on.
     pub async fn run(self, node: Node, ready: CancellationToken, stop: CancellationToken) {
         let lease = lease::keep(self.client.clone(), node);
@@ -156,10 +156,10 @@ impl Registrar {
     async fn keep_status(&self, ready: &CancellationToken) {
         let mut changed = self.cluster.changed();
         let mut written: Option<(tokio::time::Instant, Vec<String>, usize)> = None;
-        let mut cidr = None;
+        let mut cidrs = Vec::new();
         loop {
             changed.mark_unchanged();
-            let network = self.network(&mut cidr, ready).await;
+            let network = self.network(&mut cidrs, ready).await;
             let observed = self.observe(network).await;
             let due = written.as_ref().is_none_or(|(at, problems, images)| {
                 at.elapsed() >= REFRESH || *problems != observed.problems || *images != observed.images.len()
@@ -185,33 +185,55 @@ impl Registrar {
             });
             tokio::select! {
                 () = pause => {}
-                _ = changed.changed(), if cidr.is_none() => {}
+                _ = changed.changed(), if cidrs.is_empty() => {}
             }
         }
     }
 
-    /// Gives the data plane the node's pod CIDR; what is wrong with the network, if anything is.
-    async fn network(&self, cidr: &mut Option<Ipv4Net>, ready: &CancellationToken) -> Option<String> {
-        if cidr.is_some() {
+    /// Gives the data plane the node's pod CIDRs; what is wrong with the network, if anything is.
+    async fn network(&self, cidrs: &mut Vec<IpNet>, ready: &CancellationToken) -> Option<String> {
+        if !cidrs.is_empty() {
             return None;
         }
         let not_ready = |reason: String| Some(format!("container runtime network not ready: {reason}"));
-        let found = self.cluster.nodes.state().into_iter().find_map(|node| {
-            (node.metadata.name.as_deref() == Some(&self.config.name))
-                .then(|| node.spec.as_ref()?.pod_cidr.clone())?
-        });
-        let Some(found) = found else {
+        let spec = self
+            .cluster
+            .nodes
+            .state()
+            .into_iter()
+            .find(|node| node.metadata.name.as_deref() == Some(&self.config.name))
+            .and_then(|node| node.spec.clone())
+            .unwrap_or_default();
+        let texts = spec
+            .pod_cidrs
+            .unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
+        if texts.is_empty() {
             return not_ready("the node has no pod CIDR yet".into());
-        };
-        let parsed = match found.parse::<Ipv4Net>() {
-            Ok(parsed) => parsed,
-            Err(_) => return not_ready(format!("the pod CIDR {found:?} is not an IPv4 range")),
-        };
-        if let Err(error) = self.dataplane.set_pod_cidr(parsed).await {
+        }
+        let mut found = Vec::new();
+        for text in &texts {
+            match text.parse::<IpNet>() {
+                Ok(net) => found.push(net),
+                Err(_) => return not_ready(format!("the pod CIDR {text:?} is no network")),
+            }
+        }
+        let foreign = found.iter().find(|net| {
+            !self
+                .config
+                .ips
+                .iter()
+                .any(|ip| ip.is_ipv4() == net.addr().is_ipv4())
+        });
+        if let Some(net) = foreign {
+            return not_ready(format!(
+                "the node has no address of the family of its pod CIDR {net}"
+            ));
+        }
+        if let Err(error) = self.dataplane.set_pod_cidrs(&found).await {
             return not_ready(error.to_string());
         }
-        tracing::info!(pod_cidr = %parsed, "the node can connect pods");
-        *cidr = Some(parsed);
+        tracing::info!(pod_cidrs = ?found, "the node can connect pods");
+        *cidrs = found;
         ready.cancel();
         None
     }
@@ -261,7 +283,7 @@ impl Registrar {
             .unwrap_or_default();
         let described = Described {
             name: name.clone(),
-            ip: self.config.ip,
+            ips: self.config.ips.clone(),
             port: self.config.port,
             max_pods: self.config.max_pods,
             reserved: self.config.reserved,

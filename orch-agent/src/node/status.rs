@@ -45,7 +45,7 @@ pub(super) struct Observed {
 #[derive(Debug, Clone)]
 pub(super) struct Described {
     pub(super) name: String,
-    pub(super) ip: IpAddr,
+    pub(super) ips: Vec<IpAddr>,
     pub(super) port: u16,
     pub(super) max_pods: u32,
     pub(super) reserved: Reserved,
@@ -67,10 +67,14 @@ pub(super) fn build(
     images.sort_by_key(|image| std::cmp::Reverse(image.size_bytes));
     images.truncate(MAX_IMAGES);
     NodeStatus {
-        addresses: Some(vec![
-            address("InternalIP", described.ip.to_string()),
-            address("Hostname", described.name.clone()),
-        ]),
+        addresses: Some(
+            described
+                .ips
+                .iter()
+                .map(|ip| address("InternalIP", ip.to_string()))
+                .chain([address("Hostname", described.name.clone())])
+                .collect(),
+        ),
         capacity: Some(resources(
             described,
             machine,
@@ -255,7 +259,7 @@ mod tests {
     fn what_is_reserved_is_not_allocatable() {
         let described = Described {
             name: "n".into(),
-            ip: [10, 0, 0, 1].into(),
+            ips: vec![[10, 0, 0, 1].into(), "fd00::1".parse().unwrap()],
             port: 10250,
             max_pods: 110,
             reserved: Reserved {
@@ -274,6 +278,21 @@ mod tests {
             &healthy(),
             &[],
             Timestamp::from_second(1).unwrap(),
+        );
+        let addresses: Vec<_> = status
+            .addresses
+            .unwrap()
+            .into_iter()
+            .map(|a| (a.type_, a.address))
+            .collect();
+        let expected = [
+            ("InternalIP", "10.0.0.1"),
+            ("InternalIP", "fd00::1"),
+            ("Hostname", "n"),
+        ];
+        assert_eq!(
+            addresses,
+            expected.map(|(kind, address)| (kind.to_owned(), address.to_owned()))
         );
         let (capacity, allocatable) = (status.capacity.unwrap(), status.allocatable.unwrap());
         assert_eq!(

@@ -119,12 +119,14 @@ impl Actor {
         &self.state.core().pod
     }
 
-    /// The pod's address; that of an adopted pod is known from its status before its sandbox has been looked at.
-    fn ip(&self) -> Option<IpAddr> {
-        self.state
-            .core()
-            .ip()
-            .or_else(|| self.status.pod_ip.as_deref()?.parse().ok())
+    /// The pod's addresses; those of an adopted pod are known from its status before its sandbox has been looked at.
+    fn ips(&self) -> Vec<IpAddr> {
+        match self.state.core().ips() {
+            [] => status::known_ips(&self.status)
+                .filter_map(|ip| ip.parse().ok())
+                .collect(),
+            ips => ips.to_vec(),
+        }
     }
 
     fn target(&self, slot: usize, id: String) -> Target {
@@ -133,7 +135,7 @@ impl Actor {
             pod: self.pod().clone(),
             slot,
             id,
-            ip: self.ip(),
+            ips: self.ips(),
         }
     }
 
@@ -141,7 +143,7 @@ impl Actor {
     fn publish(&mut self) {
         let status = status::of(
             &self.state,
-            self.context.config.node_ip,
+            &self.context.config.node_ips,
             &self.status,
             Timestamp::now(),
         );
@@ -226,9 +228,9 @@ impl Actor {
             }
             Op::Record(note) => context.note(&pod, note),
             Op::Drain(limit) => {
-                let ip = self.ip();
+                let ips = self.ips();
                 let task = tokio::spawn(async move {
-                    stop::drain(context, pod, ip, limit).await;
+                    stop::drain(context, pod, ips, limit).await;
                     let _ = events.send(Event::Drained);
                 });
                 self.ending = Some(AbortOnDropHandle::new(task));

@@ -16,8 +16,8 @@ use super::{
 pub struct ManagerConfig {
     /// The Node object's name.
     pub node_name: String,
-    /// The node's address: `status.hostIP`, and the address of host-network pods.
-    pub node_ip: IpAddr,
+    /// The node's addresses, the primary one first: `status.hostIPs`, and the addresses of host-network pods.
+    pub node_ips: Vec<IpAddr>,
     /// Directory for pods and logs that survives a reboot, `/var/lib/orch`.
     pub root_dir: PathBuf,
     /// Directory for what does not survive a reboot, `/run/orch`.
@@ -37,11 +37,11 @@ pub struct ManagerConfig {
 impl ManagerConfig {
     /// A configuration with the documented defaults and this machine's CPUs and memory.
     #[must_use]
-    pub fn new(node_name: impl Into<String>, node_ip: IpAddr) -> Self {
+    pub fn new(node_name: impl Into<String>, node_ips: Vec<IpAddr>) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             node_name: node_name.into(),
-            node_ip,
+            node_ips,
             root_dir: "/var/lib/orch".into(),
             run_dir: "/run/orch".into(),
             cluster_dns: Vec::new(),
@@ -88,7 +88,7 @@ impl Context {
     #[must_use]
     pub fn facts(&self) -> NodeFacts {
         NodeFacts {
-            host_ip: self.config.node_ip,
+            host_ips: self.config.node_ips.clone(),
             cpu_millis: self.config.cpu_millis,
             memory_bytes: self.config.memory_bytes,
         }
@@ -173,11 +173,17 @@ pub struct Target {
     pub slot: usize,
     /// The container's id.
     pub id: String,
-    /// The pod's address.
-    pub ip: Option<IpAddr>,
+    /// The pod's addresses, the primary one first.
+    pub ips: Vec<IpAddr>,
 }
 
 impl Target {
+    /// The pod's primary address.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.ips.first().copied()
+    }
+
     /// The container's spec.
     #[must_use]
     pub fn container(&self) -> Option<&Container> {

@@ -45,7 +45,7 @@ pub async fn environment(
     context: &Context,
     pod: &Pod,
     container: &Container,
-    ip: Option<IpAddr>,
+    ips: &[IpAddr],
 ) -> Result<Vec<(String, String)>, EnvError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let links = pod
@@ -68,7 +68,7 @@ pub async fn environment(
                 let text = var.value.as_deref().unwrap_or_default();
                 Some(expand(text, |name| known.get(name).map(String::as_str)))
             }
-            Some(source) => value_from(context, pod, container, ip, &var.name, source).await?,
+            Some(source) => value_from(context, pod, container, ips, &var.name, source).await?,
         };
         if let Some(value) = value {
             put(&mut known, &mut given, var.name.clone(), value);
@@ -132,13 +132,13 @@ async fn value_from(
     context: &Context,
     pod: &Pod,
     container: &Container,
-    ip: Option<IpAddr>,
+    ips: &[IpAddr],
     variable: &str,
     source: &EnvVarSource,
 ) -> Result<Option<String>, EnvError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     if let Some(field) = &source.field_ref {
-        return Ok(Some(fields::field(pod, &field.field_path, &context.facts(), ip)?));
+        return Ok(Some(fields::field(pod, &field.field_path, &context.facts(), ips)?));
     }
     if let Some(selector) = &source.resource_field_ref {
         return Ok(Some(fields::resource(

@@ -14,8 +14,8 @@ pub enum Event {
     Gone(Option<Arc<Pod>>),
     /// Namespaces, address, volumes and files are in place.
     Prepared {
-        /// The pod's address; the node's for host-network pods.
-        ip: Option<IpAddr>,
+        /// The pod's addresses, the primary one first; the node's for host-network pods.
+        ips: Vec<IpAddr>,
     },
     /// Preparation failed and has been recorded; it is tried again.
     PrepareFailed,

@@ -10,10 +10,10 @@ use k8s_openapi::{
 use super::quantity;
 
 /// What the node adds to a pod's own object.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct NodeFacts {
-    /// The node's address, `status.hostIP`.
-    pub host_ip: IpAddr,
+    /// The node's addresses, `status.hostIPs`, the primary one first.
+    pub host_ips: Vec<IpAddr>,
     /// The node's CPU in millicores, the default of `limits.cpu`.
     pub cpu_millis: i64,
     /// The node's memory in bytes, the default of `limits.memory`.
@@ -37,11 +37,11 @@ pub enum FieldError {
     Quantity(#[from] quantity::QuantityError),
 }
 
-/// The value of `path` in `pod`, whose address is `pod_ip` once it has one.
+/// The value of `path` in `pod`, whose addresses are `pod_ips` once it has some, the primary one first.
 ///
 /// # Errors
 /// When the path is unknown.
-pub fn field(pod: &Pod, path: &str, node: &NodeFacts, pod_ip: Option<IpAddr>) -> Result<String, FieldError> {
+pub fn field(pod: &Pod, path: &str, node: &NodeFacts, pod_ips: &[IpAddr]) -> Result<String, FieldError> {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
     if let Some((map, key)) = subscript(path) {
@@ -52,7 +52,11 @@ pub fn field(pod: &Pod, path: &str, node: &NodeFacts, pod_ip: Option<IpAddr>) ->
         };
         return Ok(map.as_ref().and_then(|m| m.get(key)).cloned().unwrap_or_default());
     }
-    let ip = || pod_ip.map(|ip| ip.to_string()).unwrap_or_default();
+    let first = |ips: &[IpAddr]| ips.first().map(IpAddr::to_string).unwrap_or_default();
+    let all = |ips: &[IpAddr]| {
+        let texts: Vec<String> = ips.iter().map(IpAddr::to_string).collect();
+        texts.join(",")
+    };
     Ok(match path {
         "metadata.name" => meta.name.clone().unwrap_or_default(),
         "metadata.namespace" => meta.namespace.clone().unwrap_or_default(),
@@ -63,8 +67,10 @@ pub fn field(pod: &Pod, path: &str, node: &NodeFacts, pod_ip: Option<IpAddr>) ->
         "spec.serviceAccountName" => spec
             .and_then(|s| s.service_account_name.clone())
             .unwrap_or_default(),
-        "status.hostIP" | "status.hostIPs" => node.host_ip.to_string(),
-        "status.podIP" | "status.podIPs" => ip(),
+        "status.hostIP" => first(&node.host_ips),
+        "status.hostIPs" => all(&node.host_ips),
+        "status.podIP" => first(pod_ips),
+        "status.podIPs" => all(pod_ips),
         _ => return Err(FieldError::Unsupported(path.to_owned())),
     })
 }
@@ -152,11 +158,13 @@ mod tests {
 
     use super::*;
 
-    const NODE: NodeFacts = NodeFacts {
-        host_ip: IpAddr::V4(std::net::Ipv4Addr::new(172, 30, 0, 11)),
-        cpu_millis: 2000,
-        memory_bytes: 1 << 30,
-    };
+    fn node() -> NodeFacts {
+        NodeFacts {
+            host_ips: vec!["172.30.0.11".parse().unwrap()],
+            cpu_millis: 2000,
+            memory_bytes: 1 << 30,
+        }
+    }
 
     fn pod() -> Pod {
         serde_json::from_value(json!({
@@ -170,7 +178,7 @@ mod tests {
 
     #[test]
     fn fields_of_the_pod() {
-        let ip = Some("10.244.1.7".parse().unwrap());
+        let ips = ["10.244.1.7".parse().unwrap(), "fd00:10:244:1::7".parse().unwrap()];
         let cases = [
             ("metadata.name", "web-0"),
             ("metadata.namespace", "shop"),
@@ -182,13 +190,15 @@ mod tests {
             ("spec.nodeName", "n1"),
             ("spec.serviceAccountName", "sa"),
             ("status.hostIP", "172.30.0.11"),
+            ("status.hostIPs", "172.30.0.11"),
             ("status.podIP", "10.244.1.7"),
+            ("status.podIPs", "10.244.1.7,fd00:10:244:1::7"),
         ];
         for (path, want) in cases {
-            assert_eq!(field(&pod(), path, &NODE, ip).unwrap(), want, "{path}");
+            assert_eq!(field(&pod(), path, &node(), &ips).unwrap(), want, "{path}");
         }
         assert_eq!(
-            field(&pod(), "status.phase", &NODE, None),
+            field(&pod(), "status.phase", &node(), &[]),
             Err(FieldError::Unsupported("status.phase".into()))
         );
     }
@@ -201,7 +211,7 @@ mod tests {
                 resource: resource.into(),
                 divisor: (!divisor.is_empty()).then(|| Quantity(divisor.into())),
             };
-            super::resource(&pod(), container, &selector, &NODE)
+            super::resource(&pod(), container, &selector, &node())
         };
         assert_eq!(get("limits.cpu", "c", "").unwrap(), "2");
         assert_eq!(get("limits.cpu", "c", "1m").unwrap(), "1500");

@@ -224,7 +224,7 @@ pub async fn hook(target: &Target, handler: &LifecycleHandler, limit: Duration) 
     }
     if let Some(action) = &handler.http_get {
         let limit = limit.min(HOOK_TIMEOUT);
-        let code = get(action, container, target.ip, "kube-lifecycle/1.36", limit)
+        let code = get(action, container, target.ip(), "kube-lifecycle/1.36", limit)
             .await
             .map_err(|e| e.to_string())?;
         // Only a server's refusal counts as failure.
@@ -244,7 +244,7 @@ pub async fn hook(target: &Target, handler: &LifecycleHandler, limit: Duration) 
         let host = action
             .host
             .clone()
-            .or_else(|| target.ip.map(|ip| ip.to_string()))
+            .or_else(|| target.ip().map(|ip| ip.to_string()))
             .unwrap_or_default();
         return connect(&host, port, limit.min(HOOK_TIMEOUT))
             .await

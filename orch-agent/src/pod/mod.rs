@@ -5,6 +5,7 @@
 //! drive everything. Static pods from a manifest folder are not read yet.
 
 pub mod actor;
+mod attachment;
 #[cfg(test)]
 mod actor_tests;
 pub mod backoff;

@@ -1,6 +1,6 @@
 //! The two neighbours a pod needs, runtime and data plane, behind one trait that tests can fake.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use orch_dataplane::{Dataplane, DataplaneError, PodAttachment};
@@ -35,10 +35,10 @@ pub trait Host: Send + Sync + 'static {
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecOutput, RuntimeError>;
-    async fn attach_pod(&self, pod: &PodAttachment) -> Result<Ipv4Addr, DataplaneError>;
+    async fn attach_pod(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, DataplaneError>;
     async fn detach_pod(&self, uid: &str) -> Result<(), DataplaneError>;
-    fn attached(&self) -> Vec<(String, Ipv4Addr)>;
-    async fn withdrawn(&self, ip: Ipv4Addr);
+    fn attached(&self) -> Vec<(String, Vec<IpAddr>)>;
+    async fn withdrawn(&self, ip: IpAddr);
 }
 
 /// The real runtime and data plane.
@@ -101,16 +101,16 @@ impl Host for Node {
     ) -> Result<ExecOutput, RuntimeError> {
         self.runtime.exec_sync(id, command, timeout).await
     }
-    async fn attach_pod(&self, pod: &PodAttachment) -> Result<Ipv4Addr, DataplaneError> {
+    async fn attach_pod(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, DataplaneError> {
         self.dataplane.attach_pod(pod).await
     }
     async fn detach_pod(&self, uid: &str) -> Result<(), DataplaneError> {
         self.dataplane.detach_pod(uid).await
     }
-    fn attached(&self) -> Vec<(String, Ipv4Addr)> {
+    fn attached(&self) -> Vec<(String, Vec<IpAddr>)> {
         self.dataplane.attached()
     }
-    async fn withdrawn(&self, ip: Ipv4Addr) {
+    async fn withdrawn(&self, ip: IpAddr) {
         self.dataplane.withdrawn(ip).await;
     }
 }

@@ -3,11 +3,11 @@
 use std::{net::IpAddr, path::Path, sync::Arc};
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
-use orch_dataplane::PodAttachment;
 use orch_runtime::{PodResources, Sandbox, SandboxSpec};
 
 use super::{
     actor::Local,
+    attachment,
     context::Context,
     event::Event,
     files, quantity, resolv,
@@ -21,8 +21,8 @@ pub async fn run(context: Arc<Context>, pod: Arc<Pod>, local: Arc<Local>) -> Eve
         Box::pin(network(&context, &pod, &local)),
         Box::pin(all_volumes(&context, &pod, &local))
     );
-    let ip = match network {
-        Ok(ip) => ip,
+    let ips = match network {
+        Ok(ips) => ips,
         Err(error) => {
             let text = format!("Failed to create pod sandbox: {error}");
             context.warn(&pod, None, "FailedCreatePodSandBox", text);
@@ -32,16 +32,16 @@ pub async fn run(context: Arc<Context>, pod: Arc<Pod>, local: Arc<Local>) -> Eve
     if !volumes {
         return Event::PrepareFailed;
     }
-    if let Err(error) = write_files(&context, &pod, ip).await {
+    if let Err(error) = write_files(&context, &pod, &ips).await {
         let text = format!("Failed to create pod sandbox: {error}");
         context.warn(&pod, None, "FailedCreatePodSandBox", text);
         return Event::PrepareFailed;
     }
-    Event::Prepared { ip }
+    Event::Prepared { ips }
 }
 
 /// Namespaces, address and cgroup.
-async fn network(context: &Context, pod: &Pod, local: &Local) -> Result<Option<IpAddr>, String> {
+async fn network(context: &Context, pod: &Pod, local: &Local) -> Result<Vec<IpAddr>, String> {
     let spec = pod.spec.clone().unwrap_or_default();
     let meta = &pod.metadata;
     let uid = meta.uid.clone().unwrap_or_default();
@@ -76,20 +76,15 @@ async fn network(context: &Context, pod: &Pod, local: &Local) -> Result<Option<I
     let cgroup = async { host.set_pod_cgroup(&parent, &limits).await.map_err(|e| text(&e)) };
     let attached = async {
         let sandbox = host.create_sandbox(&wanted).await.map_err(|e| text(&e))?;
-        let ip = match &sandbox {
+        let ips = match &sandbox {
             Sandbox { net: Some(netns), .. } if !wanted.host_network => {
-                let attachment = PodAttachment {
-                    uid: uid.clone(),
-                    namespace: meta.namespace.clone().unwrap_or_default(),
-                    name: meta.name.clone().unwrap_or_default(),
-                    netns: netns.clone(),
-                };
-                IpAddr::V4(host.attach_pod(&attachment).await.map_err(|e| text(&e))?)
+                let attachment = attachment::attachment(pod, netns.clone()).map_err(|e| text(&e))?;
+                host.attach_pod(&attachment).await.map_err(|e| text(&e))?
             }
-            _ => config.node_ip,
+            _ => config.node_ips.clone(),
         };
         *local.sandbox.lock() = sandbox;
-        Ok(Some(ip))
+        Ok(ips)
     };
     let (cgroup, attached) = tokio::join!(cgroup, attached);
     cgroup.and(attached)
@@ -155,7 +150,7 @@ pub async fn refresh(context: Arc<Context>, pod: Arc<Pod>, local: Arc<Local>) {
 }
 
 /// `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
-async fn write_files(context: &Context, pod: &Pod, ip: Option<IpAddr>) -> Result<(), VolumeError> {
+async fn write_files(context: &Context, pod: &Pod, ips: &[IpAddr]) -> Result<(), VolumeError> {
     let config = &context.config;
     let paths = context.paths(pod);
     let name = files::hostname(pod, &config.node_name, &config.cluster_domain);
@@ -168,7 +163,7 @@ async fn write_files(context: &Context, pod: &Pod, ip: Option<IpAddr>) -> Result
         context.warn(pod, None, "DNSConfigForming", warning);
     }
     let texts = [
-        ("hosts", files::hosts(pod, ip.as_slice(), &name, &host_hosts)),
+        ("hosts", files::hosts(pod, ips, &name, &host_hosts)),
         ("resolv.conf", resolver.text),
         ("hostname", format!("{}\n", name.kernel)),
     ];

@@ -103,7 +103,7 @@ async fn start(
             let text = "services have not yet been read at least once, cannot construct envvars";
             return Err(config(text.to_owned()));
         }
-        let env = env::environment(context, &target.pod, container, target.ip)
+        let env = env::environment(context, &target.pod, container, &target.ips)
             .await
             .map_err(|e| config(e.to_string()))?;
         Ok((image, env))
@@ -120,7 +120,7 @@ async fn start(
         image: &image,
         env,
         sandbox,
-        ip: target.ip,
+        ip: target.ip(),
         id: target.id.clone(),
         attempt,
     };

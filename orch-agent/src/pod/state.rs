@@ -106,12 +106,12 @@ impl Core {
         self.slots.iter().position(|s| s.current_id() == Some(id))
     }
 
-    /// The pod's address.
+    /// The pod's addresses, the primary one first.
     #[must_use]
-    pub fn ip(&self) -> Option<IpAddr> {
-        match self.sandbox {
-            Sandbox::Ready(ip) => ip,
-            _ => None,
+    pub fn ips(&self) -> &[IpAddr] {
+        match &self.sandbox {
+            Sandbox::Ready(ips) => ips,
+            _ => &[],
         }
     }
 
@@ -134,14 +134,14 @@ pub fn container(pod: &Pod, slot: usize) -> Option<&Container> {
 }
 
 /// The pod's namespaces and address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sandbox {
     /// Not there.
     Absent,
     /// Being made.
     Preparing,
-    /// Ready, with the pod's address if it has one.
-    Ready(Option<IpAddr>),
+    /// Ready, with the pod's addresses.
+    Ready(Vec<IpAddr>),
 }
 
 /// A phase that does not follow from the containers.

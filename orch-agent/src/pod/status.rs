@@ -16,10 +16,10 @@ use super::{
     state::{Core, Finished, Phase, Role, Sandbox, Slot, State},
 };
 
-/// The status of a pod in `state` on a node with address `host_ip`; `before` lends transition times and the
+/// The status of a pod in `state` on a node with addresses `host_ips`; `before` lends transition times and the
 /// conditions that others own.
 #[must_use]
-pub fn of(state: &State, host_ip: IpAddr, before: &PodStatus, now: Timestamp) -> PodStatus {
+pub fn of(state: &State, host_ips: &[IpAddr], before: &PodStatus, now: Timestamp) -> PodStatus {
     let core = state.core();
     let known = core.pod.status.as_ref().and_then(|s| s.phase.as_deref());
     if matches!(known, Some("Succeeded" | "Failed")) {
@@ -29,9 +29,10 @@ pub fn of(state: &State, host_ip: IpAddr, before: &PodStatus, now: Timestamp) ->
     let ended = !matches!(state, State::Sync(_)) && !core.is_busy();
     let phase = phase(core, matches!(state, State::Sync(_)), ended);
     let done = matches!(phase, "Succeeded" | "Failed");
-    let ip = core
-        .ip()
-        .or_else(|| before.pod_ip.as_deref().and_then(|t| t.parse().ok()));
+    let ips: Vec<String> = match core.ips() {
+        [] => known_ips(before).collect(),
+        ips => ips.iter().map(IpAddr::to_string).collect(),
+    };
     let slots = |main: bool| {
         let list: Vec<_> = (core.slots.iter().enumerate())
             .filter(|(_, s)| (s.role == Role::Main) == main)
@@ -46,17 +47,22 @@ pub fn of(state: &State, host_ip: IpAddr, before: &PodStatus, now: Timestamp) ->
         conditions: Some(conditions(core, phase, done, before, now)),
         container_statuses: slots(true),
         init_container_statuses: slots(false),
-        host_ip: Some(host_ip.to_string()),
-        host_ips: Some(vec![HostIP {
-            ip: host_ip.to_string(),
-        }]),
-        pod_ip: ip.map(|ip| ip.to_string()),
-        pod_ips: ip.map(|ip| vec![PodIP { ip: ip.to_string() }]),
+        host_ip: host_ips.first().map(IpAddr::to_string),
+        host_ips: Some(host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
+        pod_ip: ips.first().cloned(),
+        pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
         qos_class: Some(Qos::of(&core.pod).name().to_owned()),
         start_time: Some(Time(core.start_time)),
         observed_generation: core.pod.metadata.generation,
         ..Default::default()
     }
+}
+
+/// The addresses that a status says, the primary one first.
+pub fn known_ips(status: &PodStatus) -> impl Iterator<Item = String> {
+    let all = status.pod_ips.iter().flatten().map(|ip| &ip.ip);
+    let first = status.pod_ip.iter().filter(|_| status.pod_ips.is_none());
+    first.chain(all).cloned()
 }
 
 fn phase(core: &Core, in_sync: bool, ended: bool) -> &'static str {

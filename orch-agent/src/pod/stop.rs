@@ -100,15 +100,14 @@ pub fn exit_of(status: &orch_runtime::ContainerStatus) -> Exit {
 
 /// Waits until no node should send the pod new connections, at most `limit`; at once for a pod that no service
 /// selects.
-pub async fn drain(context: Arc<Context>, pod: Arc<Pod>, ip: Option<IpAddr>, limit: Duration) {
+pub async fn drain(context: Arc<Context>, pod: Arc<Pod>, ips: Vec<IpAddr>, limit: Duration) {
     if !is_selected(&context, &pod) {
         return;
     }
     let deadline = Instant::now() + limit;
-    if let Some(IpAddr::V4(ip)) = ip
-        && pod.spec.as_ref().and_then(|s| s.host_network) != Some(true)
-    {
-        let _ = tokio::time::timeout_at(deadline, context.host.withdrawn(ip)).await;
+    if pod.spec.as_ref().and_then(|s| s.host_network) != Some(true) {
+        let all = futures::future::join_all(ips.into_iter().map(|ip| context.host.withdrawn(ip)));
+        let _ = tokio::time::timeout_at(deadline, all).await;
     }
     tokio::time::sleep(SETTLE.min(deadline.saturating_duration_since(Instant::now()).max(SETTLE / 2))).await;
 }

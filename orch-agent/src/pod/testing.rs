@@ -220,16 +220,16 @@ impl Host for FakeHost {
             output: b"said no".to_vec(),
         })
     }
-    async fn attach_pod(&self, _: &PodAttachment) -> Result<Ipv4Addr, DataplaneError> {
-        Ok(Ipv4Addr::new(10, 244, 0, 7))
+    async fn attach_pod(&self, _: &PodAttachment) -> Result<Vec<IpAddr>, DataplaneError> {
+        Ok(vec![Ipv4Addr::new(10, 244, 0, 7).into()])
     }
     async fn detach_pod(&self, _: &str) -> Result<(), DataplaneError> {
         Ok(())
     }
-    fn attached(&self) -> Vec<(String, Ipv4Addr)> {
+    fn attached(&self) -> Vec<(String, Vec<IpAddr>)> {
         vec![]
     }
-    async fn withdrawn(&self, ip: Ipv4Addr) {
+    async fn withdrawn(&self, ip: IpAddr) {
         self.note(format!("withdrawn {ip}"));
     }
 }
@@ -258,7 +258,7 @@ impl Node {
         ManagerConfig {
             root_dir: self.root.path().to_owned(),
             cluster_dns: vec![IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10))],
-            ..ManagerConfig::new("n1", IpAddr::V4(Ipv4Addr::LOCALHOST))
+            ..ManagerConfig::new("n1", vec![IpAddr::V4(Ipv4Addr::LOCALHOST)])
         }
     }
 

@@ -1,11 +1,10 @@
 //! What the node refuses or cannot do for a pod, said before anything is started.
 
-use std::collections::HashSet;
-
 use k8s_openapi::api::core::v1::Pod;
+use orch_dataplane::HostPort;
 
 use super::Manager;
-use crate::pod::state::Verdict;
+use crate::pod::{attachment, state::Verdict};
 
 impl Manager {
     /// A verdict on a new pod whose host ports are taken on this node.
@@ -14,14 +13,17 @@ impl Manager {
         if !is_new || wanted.is_empty() {
             return None;
         }
-        let taken: HashSet<_> = self
+        let taken: Vec<HostPort> = self
             .pods()
             .iter()
             .filter(|s| !matches!(s.status.phase.as_deref(), Some("Succeeded" | "Failed")))
             .filter(|s| s.pod.metadata.uid != pod.metadata.uid)
             .flat_map(|s| host_ports(&s.pod))
             .collect();
-        (!wanted.is_disjoint(&taken)).then(|| Verdict {
+        let conflict = wanted
+            .iter()
+            .any(|port| taken.iter().any(|other| overlap(port, other)));
+        conflict.then(|| Verdict {
             reason: "NodePorts",
             message: "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested \
                       pod ports"
@@ -42,29 +44,42 @@ impl Manager {
         if spec.host_users == Some(false) {
             warn("hostUsers: false is not supported by this node: containers use the node's user ids");
         }
-        if spec.host_network != Some(true) && !host_ports(pod).is_empty() {
-            warn("hostPort is not supported by this node except with hostNetwork");
-        }
     }
 }
 
-/// The ports of the node that a pod wants: protocol, address, number.
-fn host_ports(pod: &Pod) -> HashSet<(String, i32)> {
-    let Some(spec) = &pod.spec else {
-        return HashSet::new();
-    };
-    let sidecars = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    (spec.containers.iter().chain(sidecars))
-        .flat_map(|c| c.ports.iter().flatten())
-        .filter_map(|p| {
-            Some((
-                p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
-                p.host_port.filter(|n| *n > 0)?,
-            ))
-        })
+/// The ports of the node that a pod wants. What is wrong with one is said when the pod is connected.
+fn host_ports(pod: &Pod) -> Vec<HostPort> {
+    attachment::containers(pod)
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter_map(|port| attachment::host_port(port).ok().flatten())
         .collect()
+}
+
+/// Whether two pods cannot both have their port.
+fn overlap(one: &HostPort, other: &HostPort) -> bool {
+    let same_address = match (one.host_ip, other.host_ip) {
+        (Some(one), Some(other)) => one == other,
+        _ => true,
+    };
+    same_address && (one.protocol, one.host_port) == (other.protocol, other.host_port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_of_every_address_is_one_of_each() {
+        let port = |ip: Option<&str>, host_port, protocol| HostPort {
+            host_ip: ip.map(|ip| ip.parse().unwrap()),
+            host_port,
+            container_port: 80,
+            protocol,
+        };
+        let any = port(None, 80, 6);
+        let (one, other) = (port(Some("192.0.2.1"), 80, 6), port(Some("192.0.2.2"), 80, 6));
+        assert!(overlap(&any, &one) && overlap(&one, &any) && overlap(&one, &one));
+        assert!(!overlap(&one, &other));
+        assert!(!overlap(&any, &port(None, 80, 17)) && !overlap(&any, &port(None, 81, 6)));
+    }
 }

@@ -51,8 +51,8 @@ fn sync(mut core: Box<Core>, now: Timestamp, event: Event, ops: &mut Vec<Op>) ->
             }
             core.pod = pod;
         }
-        Event::Prepared { ip } => {
-            core.sandbox = Sandbox::Ready(ip);
+        Event::Prepared { ips } => {
+            core.sandbox = Sandbox::Ready(ips);
             core.prepare_failures = 0;
             if has_live_volumes(&core.pod) {
                 ops.push(Op::Timer(Timer::Volumes, VOLUME_PERIOD));

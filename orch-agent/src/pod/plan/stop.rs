@@ -38,7 +38,7 @@ pub(super) fn begin(
             core.slots[slot].phase = Phase::Idle;
         }
     }
-    let serves = core.slots.iter().any(|s| matches!(s.phase, Phase::Running(_))) && core.ip().is_some();
+    let serves = core.slots.iter().any(|s| matches!(s.phase, Phase::Running(_))) && !core.ips().is_empty();
     let mut ending = Ending {
         cause,
         stage: Stage::Stopping,
@@ -97,7 +97,7 @@ pub(super) fn terminating(
         Event::Timer(Timer::Teardown) if ending.stage == Stage::TearingDown => {
             tear_down(&mut ending, ops);
         }
-        Event::Prepared { ip } if ending.stage < Stage::TearingDown => core.sandbox = Sandbox::Ready(ip),
+        Event::Prepared { ips } if ending.stage < Stage::TearingDown => core.sandbox = Sandbox::Ready(ips),
         Event::PrepareFailed => core.sandbox = Sandbox::Absent,
         Event::StartFailed {
             slot,

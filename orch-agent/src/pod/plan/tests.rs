@@ -34,7 +34,7 @@ impl Bench {
         };
         assert!(bench.ops.contains(&Op::Prepare));
         bench.hear(Event::Prepared {
-            ip: Some("10.244.0.7".parse().unwrap()),
+            ips: vec!["10.244.0.7".parse().unwrap()],
         });
         bench
     }
@@ -133,7 +133,7 @@ impl Bench {
     fn status(&self) -> k8s_openapi::api::core::v1::PodStatus {
         status::of(
             self.state(),
-            "192.0.2.1".parse().unwrap(),
+            &["192.0.2.1".parse().unwrap()],
             &Default::default(),
             self.now,
         )

@@ -59,7 +59,7 @@ async fn attempt(target: &Target, probe: &Probe, limit: Duration) -> Result<(), 
         };
     }
     if let Some(action) = &probe.http_get {
-        return match handler::get(action, container, target.ip, "kube-probe/1.36", limit).await {
+        return match handler::get(action, container, target.ip(), "kube-probe/1.36", limit).await {
             Ok(200..400) => Ok(()),
             Ok(code) => Err(format!("HTTP probe failed with statuscode: {code}")),
             Err(error @ CallError::Port(_)) => Err(error.to_string()),
@@ -67,7 +67,7 @@ async fn attempt(target: &Target, probe: &Probe, limit: Duration) -> Result<(), 
                 let port = handler::port(container, &action.port).unwrap_or(0);
                 Err(format!(
                     "Get \"{}\": {error}",
-                    handler::url(action, target.ip, port)
+                    handler::url(action, target.ip(), port)
                 ))
             }
         };
@@ -78,7 +78,7 @@ async fn attempt(target: &Target, probe: &Probe, limit: Duration) -> Result<(), 
             .host
             .clone()
             .filter(|h| !h.is_empty())
-            .or_else(|| target.ip.map(|ip| ip.to_string()));
+            .or_else(|| target.ip().map(|ip| ip.to_string()));
         let host = host.ok_or_else(|| CallError::NoAddress.to_string())?;
         return handler::connect(&host, port, limit)
             .await
@@ -87,7 +87,7 @@ async fn attempt(target: &Target, probe: &Probe, limit: Duration) -> Result<(), 
     }
     if let Some(action) = &probe.grpc {
         let host = target
-            .ip
+            .ip()
             .ok_or_else(|| CallError::NoAddress.to_string())?
             .to_string();
         let port =

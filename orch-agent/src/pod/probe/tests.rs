@@ -51,13 +51,13 @@ async fn outcome(probe: Value, ports: Value) -> Outcome {
     let pod = typed(pod(
         json!({"containers": [{"name": "c", "image": "i", "ports": ports}]}),
     ));
-    let ip = Some("127.0.0.1".parse().unwrap());
+    let ips = vec!["127.0.0.1".parse().unwrap()];
     let target = Target {
         context: context.into(),
         pod,
         slot: 0,
         id: "x".into(),
-        ip,
+        ips,
     };
     let probe: Probe = serde_json::from_value(probe).unwrap();
     check(&target, &probe).await

@@ -13,7 +13,7 @@ pub(super) fn payload(
     let mut out = Payload::new();
     for item in items {
         let text = if let Some(field) = &item.field_ref {
-            fields::field(pod, &field.field_path, &context.facts(), None)?
+            fields::field(pod, &field.field_path, &context.facts(), &[])?
         } else if let Some(selector) = &item.resource_field_ref {
             fields::resource(pod, "", selector, &context.facts())?
         } else {
