@@ -91,14 +91,14 @@ pub struct Conntrack<A> {
     /// With [`HOP_REFLECT`], the Ethernet destination and source that the packet leaves with; asked of the routes
     /// again whenever `last_seen` is written.
     pub macs: [u8; 12],
-    /// Always zero.
-    pub _pad: u32,
+    /// The kernel's count of ticks when `last_seen` was last looked at: asking for it costs less than for the time.
+    pub ticks: u32,
 }
 
 abi!(both Conntrack { size 48, align 8, {
-    last_seen @ 0, becomes @ 8, backend @ 24, kind @ 28, direction @ 29, seen @ 30, hop @ 31, macs @ 32, _pad @ 44,
+    last_seen @ 0, becomes @ 8, backend @ 24, kind @ 28, direction @ 29, seen @ 30, hop @ 31, macs @ 32, ticks @ 44,
 } } { size 72, align 8, {
-    last_seen @ 0, becomes @ 8, backend @ 48, kind @ 52, direction @ 53, seen @ 54, hop @ 55, macs @ 56, _pad @ 68,
+    last_seen @ 0, becomes @ 8, backend @ 48, kind @ 52, direction @ 53, seen @ 54, hop @ 55, macs @ 56, ticks @ 68,
 } });
 
 /// [`Conntrack`] hop: XDP sends the packet out of the interface that it came from.
@@ -126,6 +126,9 @@ pub const SEEN_RST: u8 = 4;
 pub const SEEN_TRAFFIC: u8 = 8;
 /// How old [`Conntrack::last_seen`] may be before a packet writes it again: spares the cache line.
 pub const TOUCH_NANOSECONDS: u64 = 1_000_000_000;
+
+/// How many ticks may pass before [`Conntrack::last_seen`] is looked at: a second at most, with a hundred a second.
+pub const TOUCH_TICKS: u32 = 100;
 
 /// Ports from which the source of a translated packet is chosen, as (first, length) pairs. They avoid the kernel's
 /// default `ip_local_port_range` (32768–60999) and the default NodePorts (30000–32767), whose owners may talk to the

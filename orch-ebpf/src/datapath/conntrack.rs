@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+    helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns},
 };
 
 use super::{
@@ -15,7 +15,7 @@ use crate::{
     config::Config,
     conntrack::{
         Conntrack, DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_POLICY, KIND_SERVICE, NAT_PORTS,
-        NAT_PORTS_TOTAL, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, TOUCH_NANOSECONDS, Tuple,
+        NAT_PORTS_TOTAL, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, TOUCH_NANOSECONDS, TOUCH_TICKS, Tuple,
     },
     event::{DropReason, Path},
     service::BackendKey,
@@ -35,7 +35,7 @@ pub fn now() -> u64 {
 /// port is used again.
 #[inline(always)]
 pub fn entry<A: Family>(parsed: &Parsed<A>) -> Option<&'static mut Conntrack<A>> {
-    let entry = A::conntrack().get_ptr_mut(parsed.tuple)?;
+    let entry = A::conntrack().get_ptr_mut(&parsed.tuple)?;
     // SAFETY: the pointer is to a live element for the whole run. Fields that change are single integers; a racing
     // writer on another CPU can at worst lose a note of a flag, which the next packet brings again.
     let entry = unsafe { &mut *entry };
@@ -60,6 +60,12 @@ pub fn touch<A: Family>(entry: &mut Conntrack<A>, parsed: &Parsed<A>) -> bool {
     if seen != entry.seen {
         entry.seen = seen;
     }
+    // SAFETY: the helper takes no argument; the kernel makes a load of it.
+    let ticks = unsafe { bpf_jiffies64() } as u32;
+    if ticks.wrapping_sub(entry.ticks) < TOUCH_TICKS {
+        return false;
+    }
+    entry.ticks = ticks;
     let now = now();
     let old = now.wrapping_sub(entry.last_seen) > TOUCH_NANOSECONDS;
     if old {
@@ -197,6 +203,7 @@ fn reply_entry<A: Family>(parsed: &Parsed<A>, backend: u32, kind: u8) -> Option<
     entry.direction = DIRECTION_REPLY;
     entry.seen = 0;
     entry.hop = 0;
+    entry.ticks = 0;
     Some(entry)
 }
 
@@ -210,7 +217,7 @@ fn finish<A: Family>(
     entry.becomes = *becomes;
     entry.direction = DIRECTION_ORIGINAL;
     entry.seen = seen_in(parsed);
-    if A::conntrack().insert(parsed.tuple, &*entry, 0).is_err() {
+    if A::conntrack().insert(&parsed.tuple, &*entry, 0).is_err() {
         // The reply's entry is left to eviction and the agent's sweep.
         return Err(DropReason::ConntrackFull);
     }

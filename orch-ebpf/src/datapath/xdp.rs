@@ -231,11 +231,22 @@ unsafe fn put<A: Family>(to: *mut A, address: &A) {
 fn send<A: Family>(ctx: &XdpContext, parsed: &Parsed<A>, entry: &Conntrack<A>, layer4: usize) -> Option<u32> {
     let from = &parsed.tuple;
     let becomes = &entry.becomes;
-    let macs = at::<[u8; 12]>(ctx, 0)?;
-    let addresses = at::<[A; 2]>(ctx, ETHERNET + A::ADDRESSES)?;
-    let ttl = at::<u8>(ctx, ETHERNET + A::TTL)?;
-    let ports = at::<[u16; 2]>(ctx, ETHERNET + A::HEADER)?;
+    // One check for everything up to where UDP ends, and one for the checksum, which TCP has further on.
+    let frame = if A::BITS == 32 {
+        at::<[u8; ETHERNET + 20 + 8]>(ctx, 0)?.cast::<u8>()
+    } else {
+        at::<[u8; ETHERNET + 40 + 8]>(ctx, 0)?.cast::<u8>()
+    };
     let checksum = at::<u16>(ctx, ETHERNET + A::HEADER + layer4)?;
+    // SAFETY: all within what was just checked.
+    let (addresses, ttl, ports, header) = unsafe {
+        (
+            frame.add(ETHERNET + A::ADDRESSES).cast::<A>(),
+            frame.add(ETHERNET + A::TTL),
+            frame.add(ETHERNET + A::HEADER).cast::<[u16; 2]>(),
+            frame.add(ETHERNET + 10).cast::<u16>(),
+        )
+    };
     let change = Sum::default()
         .replace_address(&from.source, &becomes.source)
         .replace_address(&from.destination, &becomes.destination);
@@ -244,7 +255,6 @@ fn send<A: Family>(ctx: &XdpContext, parsed: &Parsed<A>, entry: &Conntrack<A>, l
     // SAFETY: `at` has checked the bounds of each pointer, and nothing else holds the packet meanwhile.
     unsafe {
         if A::HAS_CHECKSUM {
-            let header = at::<u16>(ctx, ETHERNET + 10)?;
             *header = Sum::of_field(*header)
                 .and(change)
                 .replace(
@@ -254,8 +264,8 @@ fn send<A: Family>(ctx: &XdpContext, parsed: &Parsed<A>, entry: &Conntrack<A>, l
                 .field();
         }
         *ttl = parsed.ttl - 1;
-        put(addresses.cast(), &becomes.source);
-        put(addresses.cast::<A>().add(1), &becomes.destination);
+        put(addresses, &becomes.source);
+        put(addresses.add(1), &becomes.destination);
         *ports = new_ports;
         // A UDP checksum of zero says "none" and stays; one that becomes zero is sent as all ones (RFC 768).
         if parsed.tuple.protocol != PROTOCOL_UDP || *checksum != 0 {
@@ -272,7 +282,7 @@ fn send<A: Family>(ctx: &XdpContext, parsed: &Parsed<A>, entry: &Conntrack<A>, l
         }
         // Twelve bytes as three words: they stand on a boundary of four in the entry.
         let kept = (&raw const entry.macs).cast::<u32>();
-        let macs = macs.cast::<u32>();
+        let macs = frame.cast::<u32>();
         *macs = *kept;
         *macs.add(1) = *kept.add(1);
         *macs.add(2) = *kept.add(2);

@@ -101,12 +101,13 @@ fn ports(packet: &impl Bytes, protocol: u8, offset: usize, end: usize) -> Result
             if offset + 20 > end {
                 return Err(malformed);
             }
-            let header = packet.read::<[u8; 14]>(offset).ok_or(malformed)?;
+            let header = packet.read::<[u16; 7]>(offset).ok_or(malformed)?;
+            let [_, tcp_flags] = header[6].to_ne_bytes();
             Ok(Layer4 {
-                source_port: u16::from_be_bytes([header[0], header[1]]),
-                destination_port: u16::from_be_bytes([header[2], header[3]]),
+                source_port: u16::from_be(header[0]),
+                destination_port: u16::from_be(header[1]),
                 ports: Ports::Both,
-                tcp_flags: header[13],
+                tcp_flags,
             })
         }
         PROTOCOL_UDP | PROTOCOL_SCTP => {
@@ -114,10 +115,10 @@ fn ports(packet: &impl Bytes, protocol: u8, offset: usize, end: usize) -> Result
             if offset + length > end {
                 return Err(malformed);
             }
-            let header = packet.read::<[u8; 4]>(offset).ok_or(malformed)?;
+            let header = packet.read::<[u16; 2]>(offset).ok_or(malformed)?;
             Ok(Layer4 {
-                source_port: u16::from_be_bytes([header[0], header[1]]),
-                destination_port: u16::from_be_bytes([header[2], header[3]]),
+                source_port: u16::from_be(header[0]),
+                destination_port: u16::from_be(header[1]),
                 ports: Ports::Both,
                 tcp_flags: 0,
             })
