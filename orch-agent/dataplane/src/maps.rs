@@ -1,10 +1,14 @@
 //! The pinned maps, typed, once for each family of addresses.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray},
 };
 use orch_ebpf::{
     Address, Address4, Address6,
@@ -16,12 +20,15 @@ use orch_ebpf::{
     policy::{IDENTITIES_MAP, Identity, RULES_MAP, Rule, RuleKey},
     service::{
         AFFINITY_MAP, Affinity, AffinityKey, BACKENDS_MAP, Backend, BackendKey, Chunk, ChunkKey,
-        SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey, SocketOrigin, Source,
-        SourceKey,
+        SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey, SocketOrigin,
+        Source, SourceKey,
     },
 };
 
-use crate::DataplaneError;
+use crate::{DataplaneError, sys::BatchReader};
+
+/// Entries that one system call reads.
+const BATCH: usize = 4096;
 
 /// The maps that both families share.
 const SHARED: [&str; 7] = [
@@ -120,6 +127,29 @@ pub fn failed(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
     }
 }
 
+/// Every entry of a hash, read at few goes.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn entries<K: Pod + Default, V: Pod + Default>(
+    name: &'static str,
+    map: &HashMap<MapData, K, V>,
+) -> Result<Vec<(K, V)>, DataplaneError> {
+    let read = || {
+        let map = MapData::from_fd(map.map().fd().as_fd().try_clone_to_owned()?).map_err(io::Error::other)?;
+        let mut reader = BatchReader::new(map, BATCH)?;
+        let mut all = Vec::new();
+        while let Some(entries) = reader.next()? {
+            all.extend(entries.map(|(key, value)| (*key, *value)));
+        }
+        Ok(all)
+    };
+    read().map_err(|source| DataplaneError::Syscall {
+        call: format!("read the map {name}"),
+        source,
+    })
+}
+
 fn open<T>(
     name: &'static str,
     suffix: &str,
@@ -147,19 +177,21 @@ impl<A: MapAddress> FamilyMaps<A> {
         })
     }
 
-    /// Forgets every flow that `over` names.
-    pub fn forget_flows(&mut self, over: impl Fn(&Tuple<A>, &Conntrack<A>) -> bool) -> usize {
-        let keys: Vec<Tuple<A>> = self
-            .conntrack
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(tuple, entry)| over(tuple, entry))
-            .map(|(tuple, _)| tuple)
-            .collect();
+    /// Forgets every flow that `over` names; how many entries.
+    ///
+    /// # Errors
+    /// When the flows cannot be read.
+    pub fn forget_flows(
+        &mut self,
+        over: impl Fn(&Tuple<A>, &Conntrack<A>) -> bool,
+    ) -> Result<usize, DataplaneError> {
+        let mut flows = entries(CONNTRACK_MAP, &self.conntrack)?;
+        flows.retain(|(tuple, entry)| over(tuple, entry));
         // An entry that has gone by itself meanwhile is as gone as one removed here.
-        keys.iter()
-            .filter(|key| self.conntrack.remove(key).is_ok())
-            .count()
+        Ok(flows
+            .iter()
+            .filter(|(tuple, _)| self.conntrack.remove(tuple).is_ok())
+            .count())
     }
 }
 

@@ -217,22 +217,25 @@ impl<A: Address> Planner<A> {
             planner.numbers.insert(backend, number);
             planner.backends.insert(number, (backend, 0));
         }
-        let mut pools: HashMap<u32, (BTreeMap<u32, Chunk>, Vec<(u32, A)>)> = HashMap::new();
+        let mut chunks: HashMap<u32, BTreeMap<u32, Chunk>> = HashMap::new();
+        let mut sources: HashMap<u32, Vec<(u32, A)>> = HashMap::new();
         for (key, service) in found.services {
-            pools.entry(service.pool).or_default();
+            chunks.entry(service.pool).or_default();
             planner.services.insert(key, Entry { service, owner: None });
         }
         for (key, chunk) in found.chunks {
             // Where no service names the pool, its backends say whose family's it is.
             let ours = |number: &u32| planner.backends.contains_key(number);
-            if pools.contains_key(&key.pool) || chunk.backends.iter().any(ours) {
-                pools.entry(key.pool).or_default().0.insert(key.chunk, chunk);
+            if chunks.contains_key(&key.pool) || chunk.backends.iter().any(ours) {
+                chunks.entry(key.pool).or_default().insert(key.chunk, chunk);
             }
         }
         for (prefix, key) in found.sources {
-            pools.entry(key.pool).or_default().1.push((prefix, key.address));
+            chunks.entry(key.pool).or_default();
+            sources.entry(key.pool).or_default().push((prefix, key.address));
         }
-        for (number, (chunks, sources)) in pools {
+        for (number, chunks) in chunks {
+            let sources = sources.remove(&number).unwrap_or_default();
             let slots = Slots::Found(chunks);
             planner.last_pool = planner.last_pool.max(number);
             for member in slots.members() {

@@ -9,7 +9,7 @@ use orch_ebpf::service::{
 
 use crate::{
     DataplaneError,
-    maps::{FamilyMaps, MapAddress, failed, gone_or},
+    maps::{FamilyMaps, MapAddress, entries, failed, gone_or},
     plan::{Found, MapOp},
 };
 
@@ -23,7 +23,7 @@ pub type Chunks = Vec<(ChunkKey, Chunk)>;
 /// # Errors
 /// When the kernel refuses.
 pub fn chunks(map: &ChunkMap) -> Result<Chunks, DataplaneError> {
-    map.iter().collect::<Result<_, _>>().map_err(failed(SLOTS_MAP))
+    entries(SLOTS_MAP, map)
 }
 
 /// Reads a family's service maps.
@@ -36,18 +36,14 @@ pub fn found<A: MapAddress>(maps: &FamilyMaps<A>, chunks: &Chunks) -> Result<Fou
         .iter()
         .collect::<Result<_, _>>()
         .map_err(failed(SOURCES_MAP))?;
-    let backends = maps
-        .backends
-        .iter()
-        .map(|entry| entry.map(|(key, backend)| (key.id, backend)));
+    let backends = entries(BACKENDS_MAP, &maps.backends)?;
     Ok(Found {
-        services: maps
-            .services
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(failed(SERVICES_MAP))?,
+        services: entries(SERVICES_MAP, &maps.services)?,
         chunks: chunks.clone(),
-        backends: backends.collect::<Result<_, _>>().map_err(failed(BACKENDS_MAP))?,
+        backends: backends
+            .into_iter()
+            .map(|(key, backend)| (key.id, backend))
+            .collect(),
         sources: sources
             .into_iter()
             .map(|(key, _)| (key.prefix_len().saturating_sub(POOL_BITS), key.data()))

@@ -276,7 +276,7 @@ impl Services {
     pub fn forget(&mut self, maps: &mut Maps) -> Result<usize, DataplaneError> {
         let (v4, v6) = (mem::take(&mut self.stale4), mem::take(&mut self.stale6));
         let clients = stale::forget_clients(&mut maps.affinity, &v4, &v6)?;
-        Ok(clients + stale::forget_flows(&mut maps.v4, &v4) + stale::forget_flows(&mut maps.v6, &v6))
+        Ok(clients + stale::forget_flows(&mut maps.v4, &v4)? + stale::forget_flows(&mut maps.v6, &v6)?)
     }
 
     /// How long until [`Self::flush`] has something to do; `None` when nothing waits.

@@ -12,7 +12,7 @@ use orch_ebpf::{
 
 use crate::{
     DataplaneError,
-    maps::{FamilyMaps, MapAddress, failed, gone_or},
+    maps::{FamilyMaps, MapAddress, entries, failed, gone_or},
     plan,
 };
 
@@ -86,9 +86,15 @@ impl<A: Address> Stale<A> {
 }
 
 /// Forgets UDP flows, looking at every flow only when there is something to forget.
-pub fn forget_flows<A: MapAddress>(maps: &mut FamilyMaps<A>, stale: &Stale<A>) -> usize {
+///
+/// # Errors
+/// When the flows cannot be read.
+pub fn forget_flows<A: MapAddress>(
+    maps: &mut FamilyMaps<A>,
+    stale: &Stale<A>,
+) -> Result<usize, DataplaneError> {
     if stale.frontends.is_empty() && stale.members.is_empty() {
-        return 0;
+        return Ok(0);
     }
     maps.forget_flows(|tuple, entry| stale.names(tuple, entry))
 }
@@ -105,9 +111,8 @@ pub fn forget_clients<A, B>(
     if a.clients.is_empty() && b.clients.is_empty() {
         return Ok(0);
     }
-    let gone: Vec<AffinityKey> = map
-        .iter()
-        .filter_map(Result::ok)
+    let gone: Vec<AffinityKey> = entries(AFFINITY_MAP, map)?
+        .into_iter()
         .filter(|(key, kept)| {
             let named = (key.pool, kept.backend);
             a.clients.contains(&named) || b.clients.contains(&named)

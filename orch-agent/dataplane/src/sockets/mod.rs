@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     DataplaneError,
-    maps::{FamilyMaps, MapAddress, failed, gone_or},
+    maps::{FamilyMaps, MapAddress, entries, failed, gone_or},
     services::Place,
     shared::Shared,
     sys,
@@ -227,8 +227,7 @@ fn look<A: MapAddress>(
     maps: &FamilyMaps<A>,
     each: &mut impl FnMut(Cookie, IpAddr, u16),
 ) -> Result<(), DataplaneError> {
-    for key in maps.sockets.keys() {
-        let key = key.map_err(failed(SOCKETS_MAP))?;
+    for (key, _) in entries(SOCKETS_MAP, &maps.sockets)? {
         each(key.cookie, key.address.ip(), key.port);
     }
     Ok(())
@@ -322,10 +321,9 @@ fn forget(shared: &Shared, targets: &Targets) {
 }
 
 fn forget_in<A: MapAddress>(maps: &mut FamilyMaps<A>, targets: &Targets) -> Result<(), DataplaneError> {
-    let keys: Vec<SocketKey<A>> = maps
-        .sockets
-        .keys()
-        .filter_map(Result::ok)
+    let keys: Vec<SocketKey<A>> = entries(SOCKETS_MAP, &maps.sockets)?
+        .into_iter()
+        .map(|(key, _)| key)
         .filter(|key| targets.streams.get(&key.cookie) == Some(&key.address.ip()))
         .collect();
     for key in keys {
