@@ -1,5 +1,7 @@
 //! The one place with `unsafe`: BPF links, which aya can make but not swap at a cgroup, and entering a namespace.
 
+pub mod packet;
+
 use std::{
     ffi::CString,
     fs::File,
