@@ -139,7 +139,7 @@ pub fn run(args: &MonitorArgs, out: &mut impl Write) -> Result<(), MonitorFailur
     let zone = jiff::tz::TimeZone::system();
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
-        let (message, json) = monitor.next()?;
+        let (message, json) = monitor.receive()?;
         if let Message::Ready { .. } = message {
             eprintln!("{}", line(&message, &zone));
             continue;

@@ -183,11 +183,11 @@ async fn look(place: &Place) {
             ..Filter::default()
         };
         let mut monitor = Monitor::connect(&socket, &filter).unwrap();
-        assert_eq!(monitor.next().unwrap().0, Message::Ready { node: "n1".into() });
+        assert_eq!(monitor.receive().unwrap().0, Message::Ready { node: "n1".into() });
         ready.send(()).unwrap();
         let mut seen = [false; 2];
         while seen != [true; 2] {
-            let (Message::Drop(record) | Message::Flow(record)) = monitor.next().unwrap().0 else {
+            let (Message::Drop(record) | Message::Flow(record)) = monitor.receive().unwrap().0 else {
                 continue;
             };
             seen[usize::from(record.backend.is_some())] = true;

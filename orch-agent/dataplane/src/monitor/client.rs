@@ -63,7 +63,7 @@ impl Monitor {
     ///
     /// # Errors
     /// When the agent ends the connection or refuses.
-    pub fn next(&mut self) -> Result<(Message, &str), MonitorError> {
+    pub fn receive(&mut self) -> Result<(Message, &str), MonitorError> {
         self.line.clear();
         if self.lines.read_line(&mut self.line)? == 0 {
             return Err(MonitorError::Ended);

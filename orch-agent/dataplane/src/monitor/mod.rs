@@ -46,11 +46,7 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
 pub type PodNames = Box<dyn Fn() -> Vec<PodName> + Send + Sync>;
 
 /// Starts the reader and the socket.
-pub fn start(
-    shared: &Arc<Shared>,
-    cluster: &Arc<Cluster>,
-    events: RingBuf<MapData>,
-) -> Vec<JoinHandle<()>> {
+pub fn start(shared: &Arc<Shared>, cluster: &Arc<Cluster>, events: RingBuf<MapData>) -> Vec<JoinHandle<()>> {
     let maps = Arc::clone(shared);
     let switch = move |flags| {
         let change = |config: &mut orch_ebpf::config::Config| {

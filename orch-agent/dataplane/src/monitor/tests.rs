@@ -321,7 +321,7 @@ async fn events_come_through_the_socket_until_the_client_goes() {
     let client = tokio::task::spawn_blocking(move || {
         let mut monitor = Monitor::connect(&socket, &filter).unwrap();
         assert_eq!(
-            monitor.next().unwrap().0,
+            monitor.receive().unwrap().0,
             Message::Ready {
                 node: "n1".to_owned()
             }
@@ -329,7 +329,7 @@ async fn events_come_through_the_socket_until_the_client_goes() {
         let names = names();
         publish.publish(&chosen(), String::new, &names);
         publish.publish(&dropped(), || "2026-11-24T12:03:04.123456789Z".to_owned(), &names);
-        let (message, _) = monitor.next().unwrap();
+        let (message, _) = monitor.receive().unwrap();
         assert_eq!(message, self::message(&dropped()));
         let mut strange = std::os::unix::net::UnixStream::connect(&socket).unwrap();
         std::io::Write::write_all(&mut strange, b"{\"typos\": 1}\n").unwrap();
