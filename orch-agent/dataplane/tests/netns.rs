@@ -5,19 +5,60 @@ mod support;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, inspect};
+use ipnet::IpNet;
+use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, inspect};
 use serde_json::json;
 use support::{Fake, Namespace, run};
 
-const NODE_IP: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 11);
-const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
-const REMOTE_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 5);
+/// The addresses of one family.
+#[derive(Clone, Copy)]
+struct Plan {
+    node: IpAddr,
+    outside: IpAddr,
+    remote_pod: IpAddr,
+    service: IpAddr,
+    dns: IpAddr,
+    far: IpAddr,
+    any: IpAddr,
+    link: IpNet,
+    pods: IpNet,
+    remote_pods: IpNet,
+    cluster: IpNet,
+    services: IpNet,
+    far_net: IpNet,
+}
+
+/// The addresses of a family in their order in [`Plan`].
+fn plan(v6: bool) -> Plan {
+    let text = |v4: &'static str, other: &'static str| if v6 { other } else { v4 };
+    let ip = |v4, other| text(v4, other).parse().unwrap();
+    let net = |v4, other| text(v4, other).parse().unwrap();
+    Plan {
+        node: ip("172.31.0.11", "fd00:31::11"),
+        outside: ip("172.31.0.1", "fd00:31::1"),
+        remote_pod: ip("10.244.2.5", "fd00:10:244:2::5"),
+        service: ip("10.96.7.7", "fd00:10:96::77"),
+        dns: ip("10.96.0.10", "fd00:10:96::a"),
+        far: ip("192.0.2.9", "2001:db8::9"),
+        any: ip("0.0.0.0", "::"),
+        link: net("172.31.0.0/24", "fd00:31::/64"),
+        pods: net("10.244.1.0/24", "fd00:10:244:1::/64"),
+        remote_pods: net("10.244.2.0/24", "fd00:10:244:2::/64"),
+        cluster: net("10.244.0.0/16", "fd00:10:244::/56"),
+        services: net("10.96.0.0/16", "fd00:10:96::/112"),
+        far_net: net("192.0.2.0/24", "2001:db8::/64"),
+    }
+}
+
+fn at(ip: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(ip, port)
+}
 
 #[test]
 fn helper() {
@@ -28,6 +69,8 @@ struct Place {
     node: Namespace,
     outside: Namespace,
     pods: [Namespace; 2],
+    /// The families of the node, the primary one first.
+    families: Vec<Plan>,
     config: DataplaneConfig,
 }
 
@@ -38,20 +81,24 @@ impl Drop for Place {
     }
 }
 
-fn place() -> Place {
-    let node = Namespace::new("node");
-    let outside = Namespace::new("out");
-    let pods = [Namespace::new("a"), Namespace::new("b")];
+fn place(name: &str, families: Vec<Plan>) -> Place {
+    let namespace = |part: &str| Namespace::new(&format!("{name}{part}"));
+    let (node, outside) = (namespace("n"), namespace("o"));
+    let pods = [namespace("a"), namespace("b")];
     node.ip(&format!(
         "link add eth0 type veth peer name eth0 netns {}",
         outside.name
     ));
-    node.ip(&format!("addr add {NODE_IP}/24 dev eth0"));
     node.ip("link set eth0 up");
-    outside.ip(&format!("addr add {OUTSIDE}/24 dev eth0"));
-    outside.ip(&format!("addr add {REMOTE_POD}/32 dev lo"));
     outside.ip("link set eth0 up");
-    outside.ip(&format!("route add 10.244.1.0/24 via {NODE_IP}"));
+    for family in &families {
+        let length = family.link.prefix_len();
+        let nodad = if family.node.is_ipv6() { " nodad" } else { "" };
+        node.ip(&format!("addr add {}/{length} dev eth0{nodad}", family.node));
+        outside.ip(&format!("addr add {}/{length} dev eth0{nodad}", family.outside));
+        outside.ip(&format!("addr add {} dev lo", IpNet::from(family.remote_pod)));
+        outside.ip(&format!("route add {} via {}", family.pods, family.node));
+    }
     let id = std::process::id();
     let unified = PathBuf::from("/sys/fs/cgroup/unified");
     let cgroup = if unified.is_dir() {
@@ -61,48 +108,58 @@ fn place() -> Place {
     };
     let config = DataplaneConfig {
         node_name: "n1".into(),
-        node_ip: NODE_IP,
-        uplink: "eth0".into(),
-        bpf_root: format!("/sys/fs/bpf/orch-test-{id}").into(),
-        cgroup_path: cgroup.join(format!("orch-test-{id}")),
-        run_dir: std::env::temp_dir(),
-        cluster_cidr: "10.244.0.0/16".parse().unwrap(),
-        service_cidr: "10.96.0.0/16".parse().unwrap(),
-        cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
+        node_ips: families.iter().map(|family| family.node).collect(),
+        uplinks: Vec::new(),
+        bpf_root: format!("/sys/fs/bpf/orch-test-{id}-{name}").into(),
+        cgroup_path: cgroup.join(format!("orch-test-{id}-{name}")),
+        run_dir: std::env::temp_dir().join(format!("orch-test-{id}-{name}")),
+        cluster_cidrs: families.iter().map(|family| family.cluster).collect(),
+        service_cidrs: families.iter().map(|family| family.services).collect(),
+        cluster_dns: families.iter().map(|family| family.dns).collect(),
+        xdp: XdpMode::Auto,
+        tunnel: Tunnel::Off,
+        direct_return: false,
+        proxy_health: None,
     };
     Place {
         node,
         outside,
         pods,
+        families,
         config,
     }
 }
 
-fn slice(port: &str, protocol: &str, number: u16, addresses: &[(Ipv4Addr, &str)]) -> serde_json::Value {
+fn slice(port: &str, protocol: &str, number: u16, addresses: &[(IpAddr, &str)]) -> serde_json::Value {
     let endpoints: Vec<_> = addresses
         .iter()
         .map(|(address, node)| json!({"addresses": [address], "nodeName": node, "conditions": {"ready": true}}))
         .collect();
+    let family = if addresses[0].0.is_ipv4() { "IPv4" } else { "IPv6" };
     json!({
         "metadata": {"name": format!("web-{port}"), "labels": {"kubernetes.io/service-name": "web"}},
-        "addressType": "IPv4",
+        "addressType": family,
         "ports": [{"name": port, "protocol": protocol, "port": number}],
         "endpoints": endpoints,
     })
 }
 
-fn node(name: &str, address: Ipv4Addr, cidr: &str) -> serde_json::Value {
+fn node(name: &str, addresses: &[IpAddr], cidrs: &[IpNet]) -> serde_json::Value {
+    let addresses: Vec<_> = addresses
+        .iter()
+        .map(|address| json!({"type": "InternalIP", "address": address}))
+        .collect();
     json!({
         "metadata": {"name": name},
-        "spec": {"podCIDR": cidr},
-        "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+        "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+        "status": {"addresses": addresses},
     })
 }
 
-fn web() -> serde_json::Value {
+fn web(plan: &Plan) -> serde_json::Value {
     json!({
         "metadata": {"name": "web"},
-        "spec": {"type": "NodePort", "clusterIP": "10.96.7.7", "ports": [
+        "spec": {"type": "NodePort", "clusterIP": plan.service, "clusterIPs": [plan.service], "ports": [
             {"name": "http", "port": 80, "nodePort": 30080},
             {"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053},
             {"name": "far", "port": 81, "nodePort": 30081},
@@ -130,62 +187,108 @@ async fn until_services(root: &std::path::Path, rows: usize) {
     panic!("{}", inspect::read(root, inspect::View::Services).unwrap().text());
 }
 
-#[test]
-fn traffic_of_every_kind_and_a_restart() {
-    let place = place();
+fn everything(name: &str, families: Vec<Plan>, plan: Plan) {
+    let place = place(name, families);
     place.node.enter();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(scenario(&place));
+    runtime.block_on(scenario(&place, &plan));
 }
 
-async fn attach(dataplane: &Dataplane, place: &Place) -> [Ipv4Addr; 2] {
-    let mut addresses = [Ipv4Addr::UNSPECIFIED; 2];
+#[test]
+fn ipv4_alone() {
+    everything("4", vec![plan(false)], plan(false));
+}
+
+#[test]
+fn ipv6_alone() {
+    everything("6", vec![plan(true)], plan(true));
+}
+
+#[test]
+fn ipv6_beside_ipv4() {
+    everything("d", vec![plan(false), plan(true)], plan(true));
+}
+
+async fn attach(dataplane: &Dataplane, place: &Place, plan: &Plan) -> [IpAddr; 2] {
+    let mut addresses = [plan.any; 2];
     for (index, namespace) in place.pods.iter().enumerate() {
         let pod = PodAttachment {
             uid: format!("uid-{index}"),
             namespace: "default".into(),
             name: format!("pod-{index}"),
             netns: namespace.path(),
+            ..PodAttachment::default()
         };
-        addresses[index] = dataplane.attach_pod(&pod).await.unwrap();
+        let all = dataplane.attach_pod(&pod).await.unwrap();
+        assert_eq!(all.len(), place.families.len());
+        assert_eq!(
+            all[0].is_ipv4(),
+            place.families[0].node.is_ipv4(),
+            "the primary family comes first"
+        );
+        let of_family = all.into_iter().find(|ip| ip.is_ipv4() == plan.node.is_ipv4());
+        addresses[index] = of_family.unwrap();
     }
     addresses
 }
 
-async fn scenario(place: &Place) {
+async fn start(place: &Place, fake: &mut Fake) -> Arc<Dataplane> {
+    fake.open_policies();
+    Dataplane::start(place.config.clone(), Arc::clone(&fake.cluster))
+        .await
+        .unwrap()
+}
+
+async fn set_cidrs(dataplane: &Dataplane, place: &Place) {
+    let cidrs: Vec<IpNet> = place.families.iter().map(|family| family.pods).collect();
+    dataplane.set_pod_cidrs(&cidrs).await.unwrap();
+}
+
+async fn scenario(place: &Place, plan: &Plan) {
+    let Plan {
+        node: node_ip,
+        outside,
+        remote_pod,
+        service,
+        dns,
+        far,
+        any,
+        ..
+    } = *plan;
     let mut fake = Fake::new();
-    let dataplane = Dataplane::start(place.config.clone(), Arc::clone(&fake.cluster))
-        .await
-        .unwrap();
-    dataplane
-        .set_pod_cidr("10.244.1.0/24".parse().unwrap())
-        .await
-        .unwrap();
-    let [a, b] = attach(&dataplane, place).await;
+    let dataplane = start(place, &mut fake).await;
+    set_cidrs(&dataplane, place).await;
+    let [a, b] = attach(&dataplane, place, plan).await;
     assert_ne!(a, b);
     assert_eq!(
-        attach(&dataplane, place).await,
+        attach(&dataplane, place, plan).await,
         [a, b],
         "attaching again changes nothing"
     );
     for (namespace, name) in place.pods.iter().zip(["A", "B"]) {
-        namespace.serve_tcp(Ipv4Addr::UNSPECIFIED, 8080, name);
-        namespace.serve_udp(Ipv4Addr::UNSPECIFIED, 5353, name);
+        namespace.serve_tcp(any, 8080, name);
+        namespace.serve_udp(any, 5353, name);
     }
-    place.outside.serve_tcp(Ipv4Addr::UNSPECIFIED, 8080, "OUT");
-    place.outside.serve_udp(Ipv4Addr::UNSPECIFIED, 5353, "OUT");
-    place.node.serve_udp(Ipv4Addr::new(10, 96, 0, 10), 53, "DNS");
+    place.outside.serve_tcp(any, 8080, "OUT");
+    place.outside.serve_udp(any, 5353, "OUT");
+    place.node.serve_udp(dns, 53, "DNS");
 
     fake.ready();
-    fake.node(node("n1", NODE_IP, "10.244.1.0/24"));
-    fake.node(node("n2", OUTSIDE, "10.244.2.0/24"));
-    fake.service(web());
+    let each = |get: fn(&Plan) -> IpAddr| -> Vec<IpAddr> { place.families.iter().map(get).collect() };
+    let nets = |get: fn(&Plan) -> IpNet| -> Vec<IpNet> { place.families.iter().map(get).collect() };
+    fake.node(node("n1", &each(|plan| plan.node), &nets(|plan| plan.pods)));
+    fake.node(node(
+        "n2",
+        &each(|plan| plan.outside),
+        &nets(|plan| plan.remote_pods),
+    ));
+    fake.service(web(plan));
     fake.slice(slice("http", "TCP", 8080, &[(a, "n1"), (b, "n1")]));
     fake.slice(slice("dns", "UDP", 5353, &[(a, "n1"), (b, "n1")]));
-    fake.slice(slice("far", "TCP", 8080, &[(REMOTE_POD, "n2")]));
+    fake.slice(slice("far", "TCP", 8080, &[(remote_pod, "n2")]));
     let root = &place.config.bpf_root;
     until_services(root, 12).await;
     let [pod_a, pod_b] = &place.pods;
@@ -193,150 +296,169 @@ async fn scenario(place: &Place) {
 
     // Pods, the node and the outside reach one another by address.
     assert_eq!(
-        pod_a.ask(None, &format!("tcp {b}:8080 1")),
-        format!("B {a} peer {b}:8080")
+        pod_a.ask(None, &format!("tcp {} 1", at(b, 8080))),
+        format!("B {a} peer {}", at(b, 8080))
     );
     assert_eq!(
-        place.node.ask(None, &format!("tcp {b}:8080 1")),
-        format!("B {NODE_IP} peer {b}:8080")
+        place.node.ask(None, &format!("tcp {} 1", at(b, 8080))),
+        format!("B {node_ip} peer {}", at(b, 8080))
     );
     assert_eq!(
-        pod_a.ask(None, "udp 10.96.0.10:53 1"),
-        format!("DNS {a} 5 from 10.96.0.10:53")
+        pod_a.ask(None, &format!("udp {} 1", at(dns, 53))),
+        format!("DNS {a} 5 from {}", at(dns, 53))
     );
     assert_eq!(
-        pod_a.ask(None, &format!("tcp {REMOTE_POD}:8080 1")),
-        format!("OUT {a} peer {REMOTE_POD}:8080"),
+        pod_a.ask(None, &format!("tcp {} 1", at(remote_pod, 8080))),
+        format!("OUT {a} peer {}", at(remote_pod, 8080)),
         "a pod keeps its address towards another node's pods"
     );
     assert_eq!(
-        place.outside.ask(None, &format!("tcp {b}:8080 1")),
-        format!("B {OUTSIDE} peer {b}:8080")
+        place.outside.ask(None, &format!("tcp {} 1", at(b, 8080))),
+        format!("B {outside} peer {}", at(b, 8080))
     );
 
     // Services at the socket.
     assert_eq!(
-        set(&pod_a.ask(cgroup, "tcp 10.96.7.7:80 40")),
+        set(&pod_a.ask(cgroup, &format!("tcp {} 40", at(service, 80)))),
         [
-            format!("A {a} peer 10.96.7.7:80"),
-            format!("B {a} peer 10.96.7.7:80")
-        ]
-    );
-    assert_eq!(
-        set(&pod_a.ask(cgroup, "tcp [::ffff:10.96.7.7]:80 40")),
-        [
-            format!("A {a} peer [::ffff:10.96.7.7]:80"),
-            format!("B {a} peer [::ffff:10.96.7.7]:80")
+            format!("A {a} peer {}", at(service, 80)),
+            format!("B {a} peer {}", at(service, 80))
         ]
     );
     let udp = [
-        format!("A {a} 5 from 10.96.7.7:53"),
-        format!("B {a} 5 from 10.96.7.7:53"),
+        format!("A {a} 5 from {}", at(service, 53)),
+        format!("B {a} 5 from {}", at(service, 53)),
     ];
-    assert_eq!(set(&pod_a.ask(cgroup, "udp 10.96.7.7:53 40")), udp);
     assert_eq!(
-        set(&pod_a.ask(cgroup, "udp [::ffff:10.96.7.7]:53 40")),
+        set(&pod_a.ask(cgroup, &format!("udp {} 40", at(service, 53)))),
+        udp
+    );
+    if !any.is_ipv6() {
+        assert_eq!(
+            set(&pod_a.ask(cgroup, "tcp [::ffff:10.96.7.7]:80 40")),
+            [
+                format!("A {a} peer [::ffff:10.96.7.7]:80"),
+                format!("B {a} peer [::ffff:10.96.7.7]:80")
+            ]
+        );
+        assert_eq!(
+            set(&pod_a.ask(cgroup, "udp [::ffff:10.96.7.7]:53 40")),
+            [
+                format!("A {a} 5 from [::ffff:10.96.7.7]:53"),
+                format!("B {a} 5 from [::ffff:10.96.7.7]:53")
+            ]
+        );
+    }
+    assert_eq!(
+        set(&pod_a.ask(cgroup, &format!("udp-connected {} 40", at(service, 53)))),
         [
-            format!("A {a} 5 from [::ffff:10.96.7.7]:53"),
-            format!("B {a} 5 from [::ffff:10.96.7.7]:53")
+            format!("A {a} 5 peer {}", at(service, 53)),
+            format!("B {a} 5 peer {}", at(service, 53))
         ]
     );
     assert_eq!(
-        set(&pod_a.ask(cgroup, "udp-connected 10.96.7.7:53 40")),
+        set(&place.node.ask(cgroup, &format!("tcp {} 40", at(node_ip, 30080)))),
         [
-            format!("A {a} 5 peer 10.96.7.7:53"),
-            format!("B {a} 5 peer 10.96.7.7:53")
+            format!("A {node_ip} peer {}", at(node_ip, 30080)),
+            format!("B {node_ip} peer {}", at(node_ip, 30080))
         ]
     );
     assert_eq!(
-        set(&place.node.ask(cgroup, &format!("tcp {NODE_IP}:30080 40"))),
-        [
-            format!("A {NODE_IP} peer {NODE_IP}:30080"),
-            format!("B {NODE_IP} peer {NODE_IP}:30080")
-        ]
-    );
-    assert_eq!(
-        pod_a.ask(cgroup, "tcp 10.96.7.7:82 1"),
+        pod_a.ask(cgroup, &format!("tcp {} 1", at(service, 82))),
         "error ConnectionRefused",
         "no backend"
     );
 
     // The same as packets, from a process that the socket hooks do not see.
     assert_eq!(
-        set(&pod_a.ask(None, "tcp 10.96.7.7:80 40")),
+        set(&pod_a.ask(None, &format!("tcp {} 40", at(service, 80)))),
         [
-            format!("A {NODE_IP} peer 10.96.7.7:80"),
-            format!("B {a} peer 10.96.7.7:80")
+            format!("A {node_ip} peer {}", at(service, 80)),
+            format!("B {a} peer {}", at(service, 80))
         ],
         "a pod that reaches itself sees the node as its client"
     );
     assert_eq!(
-        set(&pod_a.ask(None, "udp 10.96.7.7:53 40")),
+        set(&pod_a.ask(None, &format!("udp {} 40", at(service, 53)))),
         [
-            format!("A {NODE_IP} 5 from 10.96.7.7:53"),
-            format!("B {a} 5 from 10.96.7.7:53")
+            format!("A {node_ip} 5 from {}", at(service, 53)),
+            format!("B {a} 5 from {}", at(service, 53))
         ]
     );
     assert_eq!(
-        set(&pod_b.ask(None, &format!("tcp {NODE_IP}:30080 40"))),
+        set(&pod_b.ask(None, &format!("tcp {} 40", at(node_ip, 30080)))),
         [
-            format!("A {b} peer {NODE_IP}:30080"),
-            format!("B {NODE_IP} peer {NODE_IP}:30080")
+            format!("A {b} peer {}", at(node_ip, 30080)),
+            format!("B {node_ip} peer {}", at(node_ip, 30080))
         ]
     );
     assert_eq!(
-        pod_a.ask(None, "tcp 10.96.7.7:81 1"),
-        format!("OUT {a} peer 10.96.7.7:81")
+        pod_a.ask(None, &format!("tcp {} 1", at(service, 81))),
+        format!("OUT {a} peer {}", at(service, 81))
     );
 
     // NodePorts from outside: the source is kept for local backends, and is the node's for remote ones.
     assert_eq!(
-        set(&place.outside.ask(None, &format!("tcp {NODE_IP}:30080 40"))),
+        set(&place.outside.ask(None, &format!("tcp {} 40", at(node_ip, 30080)))),
         [
-            format!("A {OUTSIDE} peer {NODE_IP}:30080"),
-            format!("B {OUTSIDE} peer {NODE_IP}:30080")
+            format!("A {outside} peer {}", at(node_ip, 30080)),
+            format!("B {outside} peer {}", at(node_ip, 30080))
         ]
     );
     assert_eq!(
-        set(&place.outside.ask(None, &format!("udp {NODE_IP}:30053 40"))),
+        set(&place.outside.ask(None, &format!("udp {} 40", at(node_ip, 30053)))),
         [
-            format!("A {OUTSIDE} 5 from {NODE_IP}:30053"),
-            format!("B {OUTSIDE} 5 from {NODE_IP}:30053")
+            format!("A {outside} 5 from {}", at(node_ip, 30053)),
+            format!("B {outside} 5 from {}", at(node_ip, 30053))
         ]
     );
     assert_eq!(
-        set(&place.outside.ask(None, &format!("udp-big {NODE_IP}:30053 40"))),
+        set(&place
+            .outside
+            .ask(None, &format!("udp-big {} 40", at(node_ip, 30053)))),
         [
-            format!("A {OUTSIDE} 5000 from {NODE_IP}:30053"),
-            format!("B {OUTSIDE} 5000 from {NODE_IP}:30053")
+            format!("A {outside} 5000 from {}", at(node_ip, 30053)),
+            format!("B {outside} 5000 from {}", at(node_ip, 30053))
         ],
         "fragments follow their first"
     );
     assert_eq!(
-        place.outside.ask(None, &format!("tcp {NODE_IP}:30081 1")),
-        format!("OUT {NODE_IP} peer {NODE_IP}:30081")
+        place.outside.ask(None, &format!("tcp {} 1", at(node_ip, 30081))),
+        format!("OUT {node_ip} peer {}", at(node_ip, 30081))
     );
 
     // Masquerade to the outside, TCP, UDP and ICMP.
-    place.outside.ip("addr add 192.0.2.9/32 dev lo");
-    place.node.ip(&format!("route add 192.0.2.0/24 via {OUTSIDE}"));
-    place.outside.serve_udp(Ipv4Addr::new(192, 0, 2, 9), 5300, "OUT");
+    place.outside.ip(&format!("addr add {} dev lo", IpNet::from(far)));
+    place
+        .node
+        .ip(&format!("route add {} via {outside}", plan.far_net));
+    place.outside.serve_udp(far, 5300, "OUT");
     assert_eq!(
-        pod_a.ask(None, "tcp 192.0.2.9:8080 1"),
-        format!("OUT {NODE_IP} peer 192.0.2.9:8080")
+        pod_a.ask(None, &format!("tcp {} 1", at(far, 8080))),
+        format!("OUT {node_ip} peer {}", at(far, 8080))
     );
     assert_eq!(
-        pod_a.ask(None, "udp 192.0.2.9:5300 1"),
-        format!("OUT {NODE_IP} 5 from 192.0.2.9:5300")
+        pod_a.ask(None, &format!("udp {} 1", at(far, 5300))),
+        format!("OUT {node_ip} 5 from {}", at(far, 5300))
     );
     assert_eq!(
-        pod_a.ask(None, "udp-big 192.0.2.9:5300 1"),
-        format!("OUT {NODE_IP} 5000 from 192.0.2.9:5300")
+        pod_a.ask(None, &format!("udp-big {} 1", at(far, 5300))),
+        format!("OUT {node_ip} 5000 from {}", at(far, 5300))
     );
+    let ping_name = if far.is_ipv6() { "ping6" } else { "ping" };
     let ping = format!("--net={}", pod_a.path().display());
     run(
         "nsenter",
-        &[&ping, "busybox", "ping", "-c", "2", "-W", "3", "192.0.2.9"],
+        &[
+            &ping,
+            "busybox",
+            ping_name,
+            "-c",
+            "2",
+            "-W",
+            "3",
+            &far.to_string(),
+        ],
     );
 
     let dump = run(
@@ -345,7 +467,11 @@ async fn scenario(place: &Place) {
             "map",
             "dump",
             "pinned",
-            &format!("{}/maps/ORCH_SERVICES", root.display()),
+            &format!(
+                "{}/maps/ORCH_SERVICES{}",
+                root.display(),
+                if any.is_ipv6() { 6 } else { 4 }
+            ),
         ],
     );
     let dump = String::from_utf8_lossy(&dump.stdout).into_owned();
@@ -358,7 +484,7 @@ async fn scenario(place: &Place) {
         assert!(dump.contains(word), "{word} is not in {dump}");
     }
 
-    let dataplane = restart(place, &mut fake, dataplane, [a, b]).await;
+    let dataplane = restart(place, plan, &mut fake, dataplane, [a, b]).await;
 
     // A backend that goes gets no new connection, and its pod is told when.
     fake.slice(slice("http", "TCP", 8080, &[(b, "n1")]));
@@ -367,15 +493,15 @@ async fn scenario(place: &Place) {
         .await
         .unwrap();
     assert_eq!(
-        set(&place.outside.ask(None, &format!("tcp {NODE_IP}:30080 20"))),
-        [format!("B {OUTSIDE} peer {NODE_IP}:30080")]
+        set(&place.outside.ask(None, &format!("tcp {} 20", at(node_ip, 30080)))),
+        [format!("B {outside} peer {}", at(node_ip, 30080))]
     );
     assert_eq!(
-        set(&pod_a.ask(cgroup, "udp 10.96.7.7:53 20")),
-        [format!("B {a} 5 from 10.96.7.7:53")]
+        set(&pod_a.ask(cgroup, &format!("udp {} 20", at(service, 53)))),
+        [format!("B {a} 5 from {}", at(service, 53))]
     );
 
-    fake.remove_service(web());
+    fake.remove_service(web(plan));
     until_services(root, 0).await;
     assert_eq!(
         inspect::read(root, inspect::View::Backends).unwrap().json(),
@@ -408,13 +534,15 @@ async fn scenario(place: &Place) {
 /// Connections live through the absence of an agent and the arrival of the next.
 async fn restart(
     place: &Place,
+    plan: &Plan,
     fake: &mut Fake,
     dataplane: Arc<Dataplane>,
-    addresses: [Ipv4Addr; 2],
+    addresses: [IpAddr; 2],
 ) -> Arc<Dataplane> {
+    let node_ip = plan.node;
     let mut stream = place
         .outside
-        .thread(|| TcpStream::connect((NODE_IP, 30080)).unwrap())
+        .thread(move || TcpStream::connect((node_ip, 30080)).unwrap())
         .join()
         .unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
@@ -431,36 +559,29 @@ async fn restart(
     assert!(
         place
             .outside
-            .ask(None, &format!("tcp {NODE_IP}:30080 1"))
+            .ask(None, &format!("tcp {} 1", at(node_ip, 30080)))
             .contains("peer"),
         "new without an agent"
     );
 
     // The caches of the new agent are empty at first: what was known stays.
     let mut empty = Fake::new();
-    let dataplane = Dataplane::start(place.config.clone(), Arc::clone(&empty.cluster))
-        .await
-        .unwrap();
+    let dataplane = start(place, &mut empty).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(echo(), before, "with an agent that knows nothing yet");
     assert!(
         place
             .outside
-            .ask(None, &format!("tcp {NODE_IP}:30080 1"))
+            .ask(None, &format!("tcp {} 1", at(node_ip, 30080)))
             .contains("peer")
     );
     assert_eq!(dataplane.attached(), attached);
     drop(dataplane);
     empty.ready();
 
-    let dataplane = Dataplane::start(place.config.clone(), Arc::clone(&fake.cluster))
-        .await
-        .unwrap();
-    dataplane
-        .set_pod_cidr("10.244.1.0/24".parse().unwrap())
-        .await
-        .unwrap();
-    assert_eq!(attach(&dataplane, place).await, addresses);
+    let dataplane = start(place, fake).await;
+    set_cidrs(&dataplane, place).await;
+    assert_eq!(attach(&dataplane, place, plan).await, addresses);
     until_services(&place.config.bpf_root, 12).await;
     assert_eq!(echo(), before, "after the restart");
     dataplane

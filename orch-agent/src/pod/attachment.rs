@@ -6,7 +6,7 @@ use k8s_openapi::{
     api::core::v1::{Container, ContainerPort, Pod},
     apimachinery::pkg::api::resource::Quantity,
 };
-use orch_cluster::policies::{NamedPort, protocol_number};
+use orch_cluster::policies::{named_ports, protocol_number};
 use orch_dataplane::{Bandwidth, HostPort, PodAttachment};
 
 use super::quantity;
@@ -53,7 +53,7 @@ pub fn attachment(pod: &Pod, netns: PathBuf) -> Result<PodAttachment, Attachment
         name: meta.name.clone().unwrap_or_default(),
         netns,
         labels: meta.labels.clone().unwrap_or_default(),
-        named_ports: ports(pod).filter_map(named_port).collect(),
+        named_ports: named_ports(pod),
         host_ports: ports(pod)
             .filter_map(|port| host_port(port).transpose())
             .collect::<Result<_, _>>()?,
@@ -78,18 +78,6 @@ fn ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
     containers(pod).flat_map(|container| container.ports.iter().flatten())
 }
 
-fn protocol(port: &ContainerPort) -> Option<u8> {
-    protocol_number(port.protocol.as_deref())
-}
-
-fn named_port(port: &ContainerPort) -> Option<NamedPort> {
-    Some(NamedPort {
-        name: port.name.clone()?,
-        protocol: protocol(port)?,
-        port: u16::try_from(port.container_port).ok()?,
-    })
-}
-
 /// The port's place on the node, if it has one there.
 ///
 /// # Errors
@@ -97,7 +85,8 @@ fn named_port(port: &ContainerPort) -> Option<NamedPort> {
 pub fn host_port(port: &ContainerPort) -> Result<Option<HostPort>, AttachmentError> {
     let number = |number: i32| u16::try_from(number).ok().filter(|number| *number != 0);
     let places = port.host_port.and_then(number).zip(number(port.container_port));
-    let Some(((host_port, container_port), protocol)) = places.zip(protocol(port)) else {
+    let Some(((host_port, container_port), protocol)) = places.zip(protocol_number(port.protocol.as_deref()))
+    else {
         return Ok(None);
     };
     let host_ip = match port.host_ip.as_deref().filter(|ip| !ip.is_empty()) {

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -17,9 +17,15 @@ use k8s_openapi::api::{
 };
 use kube::runtime::{reflector, watcher::Event};
 use nix::sched::{CloneFlags, setns};
-use orch_cluster::Cluster;
+use orch_cluster::{
+    Cluster,
+    policies::{PolicyEvent, Update},
+};
 use serde_json::Value;
 use tokio::sync::watch;
+
+/// Bytes of a transfer that shows whether large packets pass.
+pub const BIG: usize = 1 << 20;
 
 /// A named network namespace that goes with its handle.
 pub struct Namespace {
@@ -66,10 +72,10 @@ impl Namespace {
     }
 
     /// A TCP server that answers each line with its own name, the peer's address and the line.
-    pub fn serve_tcp(&self, address: Ipv4Addr, port: u16, name: &'static str) {
+    pub fn serve_tcp(&self, address: IpAddr, port: u16, name: &'static str) {
         let (ready, wait) = std::sync::mpsc::channel();
         self.thread(move || {
-            let listener = TcpListener::bind(SocketAddrV4::new(address, port)).unwrap();
+            let listener = TcpListener::bind(SocketAddr::new(address, port)).unwrap();
             ready.send(()).unwrap();
             for stream in listener.incoming().flatten() {
                 std::thread::spawn(move || answer_lines(stream, name));
@@ -78,11 +84,27 @@ impl Namespace {
         wait.recv().unwrap();
     }
 
-    /// The same over UDP, a datagram a line.
-    pub fn serve_udp(&self, address: Ipv4Addr, port: u16, name: &'static str) {
+    /// A TCP server that sends everything back.
+    pub fn serve_echo(&self, address: IpAddr, port: u16) {
         let (ready, wait) = std::sync::mpsc::channel();
         self.thread(move || {
-            let socket = UdpSocket::bind(SocketAddrV4::new(address, port)).unwrap();
+            let listener = TcpListener::bind(SocketAddr::new(address, port)).unwrap();
+            ready.send(()).unwrap();
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let mut back = stream.try_clone().unwrap();
+                    std::io::copy(&mut stream, &mut back)
+                });
+            }
+        });
+        wait.recv().unwrap();
+    }
+
+    /// The same over UDP, a datagram a line.
+    pub fn serve_udp(&self, address: IpAddr, port: u16, name: &'static str) {
+        let (ready, wait) = std::sync::mpsc::channel();
+        self.thread(move || {
+            let socket = UdpSocket::bind(SocketAddr::new(address, port)).unwrap();
             ready.send(()).unwrap();
             let mut buffer = vec![0; 65536];
             while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
@@ -162,6 +184,10 @@ pub fn help() {
 fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
     let mut buffer = vec![0; 4096];
     let wait = Some(Duration::from_secs(3));
+    let any = match target {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
     match kind {
         "tcp" => {
             let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))?;
@@ -175,11 +201,6 @@ fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
             ))
         }
         "udp" => {
-            let any: SocketAddr = if target.is_ipv6() {
-                "[::]:0".parse().unwrap()
-            } else {
-                "0.0.0.0:0".parse().unwrap()
-            };
             let socket = UdpSocket::bind(any)?;
             socket.set_read_timeout(wait)?;
             socket.send_to(b"hello", target)?;
@@ -190,7 +211,7 @@ fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
             ))
         }
         "udp-big" => {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let socket = UdpSocket::bind(any)?;
             socket.set_read_timeout(wait)?;
             socket.send_to(&[7; 5000], target)?;
             let (length, from) = socket.recv_from(&mut buffer)?;
@@ -199,8 +220,18 @@ fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
                 String::from_utf8_lossy(&buffer[..length])
             ))
         }
+        // More than fits into a few packets, both ways.
+        "tcp-big" => {
+            let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))?;
+            stream.set_read_timeout(wait)?;
+            stream.write_all(&vec![7; BIG])?;
+            stream.shutdown(std::net::Shutdown::Write)?;
+            let mut back = Vec::new();
+            stream.read_to_end(&mut back)?;
+            Ok(format!("{} bytes", back.len()))
+        }
         "udp-connected" => {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let socket = UdpSocket::bind(any)?;
             socket.set_read_timeout(wait)?;
             socket.connect(target)?;
             socket.send(b"hello")?;
@@ -233,6 +264,7 @@ pub struct Fake {
     nodes: reflector::store::Writer<Node>,
     mark: watch::Sender<u64>,
     version: u64,
+    policies: Option<tokio::sync::mpsc::Sender<PolicyEvent>>,
     pub cluster: Arc<Cluster>,
 }
 
@@ -249,8 +281,19 @@ impl Fake {
             nodes: node_writer,
             mark,
             version: 0,
+            policies: None,
             cluster,
         }
+    }
+
+    /// Says that there is no network policy, to the next data plane that asks.
+    pub fn open_policies(&mut self) {
+        let (events, receiver) = tokio::sync::mpsc::channel(1);
+        events
+            .try_send(PolicyEvent::Policy(Update::All(Vec::new())))
+            .unwrap();
+        self.cluster.set_policy_events(receiver);
+        self.policies = Some(events);
     }
 
     /// Says that the first lists are complete.
