@@ -8,6 +8,7 @@ use aya_ebpf::{
     helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_set_tunnel_key},
     programs::TcContext,
 };
+use aya_log_ebpf::error;
 
 use super::{
     bandwidth, error_message, events,
@@ -84,11 +85,29 @@ pub fn pass(ctx: &TcContext) -> i32 {
     TC_ACT_OK
 }
 
-/// Drops the packet, counts and reports it.
+/// Drops the packet, counts and reports it; what should never happen is logged as well.
 #[inline(always)]
 pub fn refuse<A: Family>(ctx: &TcContext, reason: DropReason, tuple: &Tuple<A>) -> i32 {
     events::dropped(reason, tuple, ifindex(ctx), ctx.length());
+    if matches!(
+        reason,
+        DropReason::BrokenService | DropReason::RewriteFailed | DropReason::ConntrackFull
+    ) {
+        log(ctx, reason);
+    }
     TC_ACT_SHOT
+}
+
+/// Tells the agent's log of a drop that should never happen.
+#[inline(never)]
+fn log(ctx: &TcContext, reason: DropReason) {
+    error!(
+        ctx,
+        "dropped a packet of {} bytes on interface {} for reason {}",
+        ctx.len(),
+        ifindex(ctx),
+        reason as u32
+    );
 }
 
 /// Drops a packet of which no tuple is known.

@@ -8,7 +8,11 @@ use super::{
     skb::{self, Addresses},
     uplink,
 };
-use crate::{Address4, Address6, config::Route, event::DropReason};
+use crate::{
+    Address4, Address6,
+    config::{Route, TUNNEL_MAC},
+    event::DropReason,
+};
 
 /// Where the tunnel leads for a destination, if it does.
 #[inline(always)]
@@ -63,5 +67,8 @@ fn address<A: Family>(ctx: &TcContext) -> Result<(), DropReason> {
     let Some(route) = route(destination) else {
         return Err(DropReason::NoTunnelRoute);
     };
+    // The device takes a packet from its own address for one that has come back, and every node's has the same.
+    let [a, b, c, d, e, f] = TUNNEL_MAC;
+    ctx.store(6, &[a, b, c, d, e, !f], 0).map_err(skb::failed)?;
     skb::set_tunnel(ctx, route)
 }
