@@ -1,6 +1,7 @@
 //! The API over real TLS sockets, against a backend whose processes are made of pipes.
 
 mod dial;
+mod plain;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -217,6 +218,14 @@ impl Drop for Api {
     }
 }
 
+fn fake(forward_to: u16) -> Fake {
+    Fake {
+        resized: Arc::default(),
+        killed: watch::channel(false).0,
+        forward_to,
+    }
+}
+
 async fn api() -> Api {
     let ca = ca();
     let dir = tempfile::tempdir().unwrap();
@@ -246,11 +255,7 @@ async fn api() -> Api {
             });
         }
     });
-    let fake = Arc::new(Fake {
-        resized: Arc::default(),
-        killed: watch::channel(false).0,
-        forward_to,
-    });
+    let fake = Arc::new(fake(forward_to));
     let stop = CancellationToken::new();
     let address = serve(&config, fake.clone(), stop.clone()).await.unwrap()[0];
     Api {
