@@ -61,6 +61,7 @@ numbered! {
         Bandwidth = 13 "pod exceeds its bandwidth",
         NoTunnelRoute = 14 "no node is known for the destination",
         HeaderChain = 15 "IPv6 header chain is too long to find the ports",
+        NoLocalBackend = 16 "service has backends, but none on this node, which its traffic policy asks for",
     }
 }
 

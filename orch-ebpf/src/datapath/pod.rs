@@ -99,6 +99,7 @@ fn translate<A: Family>(
         }
         return policy::judge(parsed, tuple, Some(from), endpoint(tuple.destination));
     };
+    service::admit(service, tuple.source)?;
     let choice = service::choose(service, &Client::Address(tuple.source), service::random())?;
     let becomes = nat::towards(tuple, &choice).ok_or(DropReason::ConntrackFull)?;
     policy::judge(parsed, becomes, Some(from), endpoint(becomes.destination))?;

@@ -13,7 +13,7 @@ use crate::{
     event::DropReason,
     service::{
         Affinity, AffinityKey, Backend, BackendKey, CHUNK_SLOTS, CLIENT_ADDRESS, CLIENT_NAMESPACE, ChunkKey,
-        SERVICE_SOURCES, Service, ServiceKey, SourceKey,
+        SERVICE_LOCAL, SERVICE_SOURCES, Service, ServiceKey, SourceKey,
     },
 };
 
@@ -107,7 +107,11 @@ pub fn choose<A: Family>(
     number: u32,
 ) -> Result<Choice<A>, DropReason> {
     if service.count == 0 {
-        return Err(DropReason::NoBackend);
+        return Err(if service.flags & SERVICE_LOCAL != 0 {
+            DropReason::NoLocalBackend
+        } else {
+            DropReason::NoBackend
+        });
     }
     if service.affinity_seconds == 0 {
         return backend_in(service, number % service.count);

@@ -10,7 +10,7 @@ use crate::{
     config::CONFIG_FLOWS,
     conntrack::{KIND_SERVICE, Tuple},
     event::{DropReason, EVENT_FLOW, Path},
-    service::{Backend, SCOPE_INTERNAL, Service, SocketKey, SocketOrigin},
+    service::{Backend, SCOPE_INTERNAL, SERVICE_SOURCES, Service, SocketKey, SocketOrigin},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -184,6 +184,10 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
     let Some(service) = service::find(address, port, protocol, SCOPE_INTERNAL) else {
         return ALLOW;
     };
+    if service.flags & SERVICE_SOURCES != 0 {
+        // Who asks is not known before the packet is.
+        return ALLOW;
+    }
     let number = if connecting {
         service::random()
     } else {
@@ -193,7 +197,7 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
     let client = Client::Namespace(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
     let choice = match service::choose::<A>(service, &client, number) {
         Ok(choice) => choice,
-        Err(DropReason::NoBackend) => return refuse(DropReason::SocketRefused),
+        Err(DropReason::NoBackend | DropReason::NoLocalBackend) => return refuse(DropReason::SocketRefused),
         Err(reason) => return refuse(reason),
     };
     let asked = Asked {
