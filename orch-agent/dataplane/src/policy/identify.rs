@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fmt,
     net::IpAddr,
     sync::Arc,
 };
@@ -42,6 +43,24 @@ impl Identity {
     }
 }
 
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let peers = self.peers.iter().map(|peer| {
+            let namespaces = match &peer.namespaces {
+                Namespaces::Only(name) => name.clone(),
+                Namespaces::Selected(selector) => format!("[{selector}]"),
+            };
+            format!("pods {namespaces}/[{}]", peer.pods)
+        });
+        let ports = self
+            .ports
+            .iter()
+            .map(|port| format!("with port {}={}", port.name, port.port));
+        let prefix = self.prefix.iter().map(|prefix| format!("in {prefix}"));
+        f.write_str(&peers.chain(ports).chain(prefix).collect::<Vec<_>>().join(" "))
+    }
+}
+
 #[derive(Debug)]
 struct Known {
     pod: Arc<Pod>,
@@ -71,6 +90,11 @@ impl Identifier {
     /// The pod with a uid.
     pub fn pod(&self, uid: &str) -> Option<&Arc<Pod>> {
         self.pods.get(uid).map(|known| &known.pod)
+    }
+
+    /// Every pod that is known.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values().map(|known| &known.pod)
     }
 
     /// The identity of each network and address that has one, as of the last [`Self::settle`].

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use orch_cluster::policies::{PolicyEvent, Update, policy_key};
+use orch_cluster::policies::{Pod, PolicyEvent, Update, policy_key};
 use orch_ebpf::policy::{IDENTITY_ANY, IDENTITY_FIRST};
 
 use super::{
@@ -181,6 +181,19 @@ impl Model {
         self.enforced.remove(uid);
         self.retired_sets.extend(self.subjects.remove(uid));
         self.dead_rules = true;
+    }
+
+    /// Every pod of the cluster, once policies have made it worth knowing.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.identifier.pods()
+    }
+
+    /// What the number of an identity stands for, in words.
+    pub fn describe(&self, identity: u32) -> Option<String> {
+        self.identities
+            .iter()
+            .find(|(_, numbered)| numbered.number == identity)
+            .map(|(identity, _)| identity.to_string())
     }
 
     /// Whether enough is known to tell the kernel anything.
