@@ -53,7 +53,7 @@ fn on_cluster(options: &Options) -> Result<()> {
     }
     up::run(&up::Options {
         nodes: Some(before.as_ref().map_or(2, |state| state.nodes.max(2))),
-        store: None,
+        ..up::Options::default()
     })?;
     let outcome = tests(options);
     if before.is_none() && (outcome.is_ok() || std::env::var_os("CI").is_some()) {

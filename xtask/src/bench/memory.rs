@@ -15,7 +15,7 @@ pub fn measure(state: &State) -> Result<Vec<Row>> {
     // 291 + 125 + 68 MB and 95 + 58 MB: API server, controllers, scheduler; kubelet, kube-proxy (v1.36.2).
     let mut rows = vec![row(&up::control(state), 484.0)?];
     for node in Node::all(state.nodes) {
-        rows.push(row(&node::agent(node), 153.0)?);
+        rows.push(row(&node::agent(node, state.modes), 153.0)?);
     }
     Ok(rows)
 }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     cgroup,
     layout::{self, BPFFS, CGROUP, Node, PINS},
+    modes::Modes,
     network, node, residue,
     state::State,
 };
@@ -58,7 +59,7 @@ pub fn run() -> Result<()> {
 /// When something cannot be removed.
 pub fn remove_node(node: Node) -> Result<()> {
     // The agent goes first, or it would put things right while we take them away.
-    node::agent(node).stop()?;
+    node::agent(node, Modes::default()).stop()?;
     node::containerd(node).stop()?;
     cgroup::kill_all(&node.cgroup())?;
     unmount_below(&node.run_dir())?;

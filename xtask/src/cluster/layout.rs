@@ -1,6 +1,9 @@
 //! Names, addresses and paths of the dev cluster; the table in ARCHITECTURE.md says the same.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use crate::run;
 
@@ -8,10 +11,12 @@ use crate::run;
 pub const BRIDGE: &str = "orch0";
 /// The machine's address on the bridge, where the API server answers the nodes.
 pub const MACHINE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
-/// The bridge's subnet, as a prefix length.
-pub const PREFIX: u8 = 24;
-/// The bridge's subnet in words.
+/// The machine's IPv6 address on the bridge.
+pub const MACHINE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, 1);
+/// The bridge's IPv4 subnet.
 pub const SUBNET: &str = "172.30.0.0/24";
+/// The bridge's IPv6 subnet.
+pub const SUBNET6: &str = "fd00:30::/64";
 /// The API server's port.
 pub const API_PORT: u16 = 6443;
 /// A node's uplink, inside its namespace.
@@ -65,6 +70,11 @@ pub fn program(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// An address of the bridge's subnet, with the subnet's prefix length.
+pub fn with_prefix(address: IpAddr) -> String {
+    format!("{address}/{}", if address.is_ipv4() { 24 } else { 64 })
+}
+
 /// One node of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -86,6 +96,14 @@ impl Node {
     /// Its address on the bridge.
     pub fn ip(self) -> Ipv4Addr {
         Ipv4Addr::new(172, 30, 0, 10 + self.number)
+    }
+
+    /// Its IPv6 address on the bridge: `fd00:30::11` for the first, to look like the IPv4 one.
+    pub fn ip6(self) -> Ipv6Addr {
+        let number = u16::from(self.number) + 10;
+        // Digits as in decimal: what is 11 there is 0x11 here.
+        let digits = number / 100 * 0x100 + number / 10 % 10 * 0x10 + number % 10;
+        Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, digits)
     }
 
     /// The machine's end of the node's uplink.

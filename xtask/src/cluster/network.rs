@@ -1,16 +1,18 @@
 //! The bridge, the nodes' namespaces and their uplinks.
 
-use std::{fs, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result};
 
 use super::{
-    layout::{self, BRIDGE, MACHINE, Node, PREFIX, SUBNET, UPLINK},
+    layout::{self, BRIDGE, Node, SUBNET, SUBNET6, UPLINK},
+    modes::{Modes, Xdp},
     state::State,
 };
 use crate::run;
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+const FORWARDING6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 /// The nftables table that lets nodes reach the world through the machine.
 const TABLE: &str = "orch-dev";
 
@@ -22,17 +24,21 @@ pub fn prepare_machine(state: &mut State) -> Result<()> {
     if !Path::new("/sys/class/net").join(BRIDGE).exists() {
         ip(&["link", "add", BRIDGE, "type", "bridge"])?;
     }
-    ip(&["addr", "replace", &format!("{MACHINE}/{PREFIX}"), "dev", BRIDGE])?;
     ip(&["link", "set", BRIDGE, "up"])?;
-    if fs::read_to_string(FORWARDING).is_ok_and(|text| text.trim() == "0") {
-        fs::write(FORWARDING, "1").context("failed to enable IPv4 forwarding")?;
-        state.enabled_forwarding = true;
+    for address in state.modes.machine_ips() {
+        ip(&add_address(address, &layout::with_prefix(address), BRIDGE))?;
+        if address.is_ipv4() {
+            state.enabled_forwarding |= enable(FORWARDING)?;
+        } else {
+            state.enabled_forwarding6 |= enable(FORWARDING6)?;
+        }
     }
     // Image pulls from a node's namespace leave with the machine's address.
     let rules = format!(
-        "table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{\n chain postrouting {{\n  \
+        "table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n chain postrouting {{\n  \
          type nat hook postrouting priority srcnat;\n  \
-         ip saddr {SUBNET} oifname != \"{BRIDGE}\" masquerade\n }}\n}}\n"
+         ip saddr {SUBNET} oifname != \"{BRIDGE}\" masquerade\n  \
+         ip6 saddr {SUBNET6} oifname != \"{BRIDGE}\" masquerade\n }}\n}}\n"
     );
     let file = layout::state_dir().join("nat.nft");
     fs::write(&file, rules).with_context(|| format!("failed to write {}", file.display()))?;
@@ -46,7 +52,7 @@ pub fn prepare_machine(state: &mut State) -> Result<()> {
 ///
 /// # Errors
 /// When a command fails.
-pub fn create_node(node: Node) -> Result<()> {
+pub fn create_node(node: Node, modes: Modes) -> Result<()> {
     let (name, port) = (node.name(), node.port());
     if !node.netns().exists() {
         ip(&["netns", "add", &name])?;
@@ -59,16 +65,39 @@ pub fn create_node(node: Node) -> Result<()> {
     ip(&["link", "set", &port, "master", BRIDGE, "up"])?;
     let inside = |args: &[&str]| run::output(run::command("ip", ["-n", &name]).args(args));
     inside(&["link", "set", "lo", "up"])?;
-    inside(&[
-        "addr",
-        "replace",
-        &format!("{}/{PREFIX}", node.ip()),
-        "dev",
-        UPLINK,
-    ])?;
+    for address in modes.node_ips(node) {
+        inside(&add_address(address, &layout::with_prefix(address), UPLINK))?;
+    }
     inside(&["link", "set", UPLINK, "up"])?;
-    inside(&["route", "replace", "default", "via", &MACHINE.to_string()])?;
+    for gateway in modes.machine_ips() {
+        inside(&["route", "replace", "default", "via", &gateway.to_string()])?;
+    }
+    if modes.xdp == Xdp::Native {
+        // A veth hands over packets whose checksums nobody has computed yet, which no driver of a real card does;
+        // and it takes what XDP sends back only when its other end receives in NAPI, for which GRO is the switch.
+        for (feature, value) in [("tx", "off"), ("gro", "on")] {
+            run::output(&mut run::command("ethtool", ["-K", &port, feature, value]))?;
+        }
+    }
     Ok(())
+}
+
+/// Duplicate address detection would hold an IPv6 address back for a second.
+fn add_address<'a>(address: IpAddr, text: &'a str, link: &'a str) -> Vec<&'a str> {
+    let mut words = vec!["addr", "replace", text, "dev", link];
+    if address.is_ipv6() {
+        words.push("nodad");
+    }
+    words
+}
+
+/// Switches a kind of forwarding on; returns whether it was off.
+fn enable(file: &str) -> Result<bool> {
+    let off = fs::read_to_string(file).is_ok_and(|text| text.trim() == "0");
+    if off {
+        fs::write(file, "1").with_context(|| format!("failed to write {file}"))?;
+    }
+    Ok(off)
 }
 
 /// Removes a node's namespace, with its uplink.
@@ -95,10 +124,13 @@ pub fn restore_machine(state: &State) -> Result<()> {
         ip(&["link", "del", BRIDGE])?;
     }
     if has_table() {
-        run::output(&mut run::command("nft", ["delete", "table", "ip", TABLE]))?;
+        run::output(&mut run::command("nft", ["delete", "table", "inet", TABLE]))?;
     }
     if state.enabled_forwarding {
         fs::write(FORWARDING, "0").context("failed to restore IPv4 forwarding")?;
+    }
+    if state.enabled_forwarding6 {
+        fs::write(FORWARDING6, "0").context("failed to restore IPv6 forwarding")?;
     }
     Ok(())
 }

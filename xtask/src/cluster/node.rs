@@ -1,11 +1,16 @@
 //! One node's processes: a containerd of its own and the agent.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 
 use super::{
-    layout::{self, API_PORT, CONTAINERD_NAMESPACE, MACHINE, Node, UPLINK},
+    layout::{self, API_PORT, CONTAINERD_NAMESPACE, Node, UPLINK},
+    modes::Modes,
     process::Daemon,
 };
 use crate::run;
@@ -23,13 +28,13 @@ pub fn containerd(node: Node) -> Daemon {
 }
 
 /// The node's agent.
-pub fn agent(node: Node) -> Daemon {
+pub fn agent(node: Node, modes: Modes) -> Daemon {
     let dir = node.dir();
-    let args = [
+    let mut args = vec![
         ("--node-name", node.name()),
         ("--kubeconfig", path(&dir.join("kubeconfig"))),
         ("--uplink", UPLINK.to_owned()),
-        ("--node-ip", node.ip().to_string()),
+        ("--node-ip", list(&modes.node_ips(node))),
         ("--tls-cert", path(&dir.join("kubelet.crt"))),
         ("--tls-key", path(&dir.join("kubelet.key"))),
         ("--client-ca", path(&dir.join("ca.crt"))),
@@ -39,6 +44,8 @@ pub fn agent(node: Node) -> Daemon {
         ("--cgroup-root", format!("/{}", node.cgroup())),
         ("--bpf-root", format!("{}/{}", layout::PINS, node.name())),
     ];
+    args.extend(modes.cidrs());
+    args.extend(modes.agent_flags());
     Daemon {
         name: format!("{}-agent", node.name()),
         cgroup: format!("{}/system", node.cgroup()),
@@ -58,7 +65,7 @@ pub fn agent(node: Node) -> Daemon {
 ///
 /// # Errors
 /// When the disk refuses or `orch-control issue-node` fails.
-pub fn prepare(node: Node) -> Result<()> {
+pub fn prepare(node: Node, modes: Modes) -> Result<()> {
     let dir = node.dir();
     for folder in [dir.clone(), node.run_dir()] {
         fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
@@ -98,10 +105,14 @@ disabled_plugins = [
             .arg(node.name());
         issue
             .arg("--ip")
-            .arg(node.ip().to_string())
+            .arg(list(&modes.node_ips(node)))
             .arg("--out")
             .arg(&dir);
-        issue.arg("--server").arg(format!("https://{MACHINE}:{API_PORT}"));
+        if let Some(machine) = modes.machine_ips().first() {
+            issue
+                .arg("--server")
+                .arg(format!("https://{}", SocketAddr::new(*machine, API_PORT)));
+        }
         run::output(&mut issue).context("failed to issue the node's identity")?;
     }
     Ok(())
@@ -125,6 +136,15 @@ pub fn ctr(node: Node, args: &[&str]) -> std::process::Command {
     );
     command.args(args);
     command
+}
+
+/// As the programs' flags take several.
+fn list(addresses: &[IpAddr]) -> String {
+    addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn path(path: &Path) -> String {

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::layout;
+use super::{layout, modes::Modes};
 
 /// Facts that cannot be read back from the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,10 +12,16 @@ pub struct State {
     pub nodes: u8,
     /// The store behind the API server: `embedded` or `etcd`.
     pub store: String,
+    /// Families, tunnel, XDP.
+    #[serde(default)]
+    pub modes: Modes,
     /// bpffs was not mounted before.
     pub mounted_bpffs: bool,
     /// `net.ipv4.ip_forward` was 0 before.
     pub enabled_forwarding: bool,
+    /// `net.ipv6.conf.all.forwarding` was 0 before.
+    #[serde(default)]
+    pub enabled_forwarding6: bool,
 }
 
 impl State {

@@ -1,13 +1,14 @@
 //! `cargo xtask up`: from an empty machine to a cluster that is Ready.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::{
     kubectl,
-    layout::{self, API_PORT, BPFFS, MACHINE, Node},
+    layout::{self, API_PORT, BPFFS, Node},
+    modes::{Modes, Wanted, Xdp},
     network, node,
     process::{Daemon, Ensured},
     state::State,
@@ -27,6 +28,9 @@ pub struct Options {
     /// What the API server keeps its objects in; what a running cluster has, or embedded
     #[arg(long)]
     pub store: Option<Store>,
+    /// Its network.
+    #[command(flatten)]
+    pub modes: Wanted,
 }
 
 /// A store backend.
@@ -58,10 +62,14 @@ pub fn run(options: &Options) -> Result<()> {
     let old_nodes = state.nodes;
     state.nodes = options.nodes.unwrap_or(old_nodes.max(1));
     choose_store(&mut state, options.store, before.is_some())?;
+    state.modes.choose(&options.modes, before.is_some())?;
 
     let mut needs = vec![Need::Build, Need::Ebpf, Need::Cluster];
     if state.store == "etcd" {
         needs.push(Need::Test);
+    }
+    if state.modes.xdp == Xdp::Native {
+        needs.push(Need::Bench);
     }
     deps::install(&needs)?;
     build()?;
@@ -83,9 +91,9 @@ pub fn run(options: &Options) -> Result<()> {
     state.save()?;
     let mut started = false;
     for node in Node::all(wanted) {
-        started |= start_node(node)?;
+        started |= start_node(node, state.modes)?;
     }
-    wait_ready(wanted)?;
+    wait_ready(wanted, state.modes)?;
     if before.is_none() || started {
         next_steps(wanted);
     } else {
@@ -100,8 +108,16 @@ pub fn control(state: &State) -> Daemon {
     let mut flag = |name: &str, value: String| args.extend([name.to_owned(), value]);
     flag("--data-dir", layout::control_dir().to_string_lossy().into_owned());
     flag("--listen", format!("127.0.0.1:{API_PORT}"));
-    flag("--listen", format!("{MACHINE}:{API_PORT}"));
-    flag("--advertise-address", MACHINE.to_string());
+    for machine in state.modes.machine_ips() {
+        flag("--listen", SocketAddr::new(machine, API_PORT).to_string());
+    }
+    if let Some(machine) = state.modes.machine_ips().first() {
+        flag("--advertise-address", machine.to_string());
+    }
+    for (name, value) in state.modes.cidrs() {
+        flag(name, value);
+    }
+    flag("--load-balancer-pool", state.modes.pool());
     flag(
         "--admin-kubeconfig",
         layout::kubeconfig().to_string_lossy().into_owned(),
@@ -214,11 +230,11 @@ fn port_taken() -> bool {
 }
 
 /// Returns whether anything had to be started.
-fn start_node(node: Node) -> Result<bool> {
-    network::create_node(node)?;
-    node::prepare(node)?;
+fn start_node(node: Node, modes: Modes) -> Result<bool> {
+    network::create_node(node, modes)?;
+    node::prepare(node, modes)?;
     let step = term::step(&format!("starting {}", node.name()));
-    let (containerd, agent) = (node::containerd(node), node::agent(node));
+    let (containerd, agent) = (node::containerd(node), node::agent(node, modes));
     let mut started = containerd.ensure()? == Ensured::Started;
     kubectl::wait_until(&step, "containerd answers", Duration::from_secs(20), || {
         containerd.check()?;
@@ -229,7 +245,7 @@ fn start_node(node: Node) -> Result<bool> {
     Ok(started)
 }
 
-fn wait_ready(nodes: u8) -> Result<()> {
+fn wait_ready(nodes: u8, modes: Modes) -> Result<()> {
     let step = term::step(if nodes == 1 {
         "waiting for the node"
     } else {
@@ -239,7 +255,7 @@ fn wait_ready(nodes: u8) -> Result<()> {
         r#"jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status} {end}"#;
     kubectl::wait_until(&step, "every node is Ready", Duration::from_secs(60), || {
         for node in Node::all(nodes) {
-            node::agent(node).check()?;
+            node::agent(node, modes).check()?;
         }
         let text = kubectl::output(&["get", "nodes", "-o", ready]).unwrap_or_default();
         Ok(Node::all(nodes).all(|node| {
@@ -257,7 +273,7 @@ fn wait_ready(nodes: u8) -> Result<()> {
     step.done();
     // An agent that dies right after its first heartbeat is better seen now.
     thread::sleep(Duration::from_millis(100));
-    Node::all(nodes).try_for_each(|node| node::agent(node).check())
+    Node::all(nodes).try_for_each(|node| node::agent(node, modes).check())
 }
 
 fn next_steps(nodes: u8) {
