@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use aya::maps::{HashMap as BpfHashMap, LpmTrie, MapData, lpm_trie::Key};
 use ipnet::IpNet;
 use orch_ebpf::{
-    Address,
     endpoint::{ENDPOINTS_MAP, Endpoint},
     policy::{IDENTITIES_MAP, Identity, RULE_ALLOW, RULES_MAP, Rule},
 };

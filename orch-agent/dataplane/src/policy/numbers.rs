@@ -133,11 +133,6 @@ impl<K: Hash + Eq> Counted<K> {
     pub fn contains(&self, key: &K) -> bool {
         self.0.contains_key(key)
     }
-
-    /// What has users.
-    pub fn keys(&self) -> impl Iterator<Item = &K> {
-        self.0.keys()
-    }
 }
 
 #[cfg(test)]

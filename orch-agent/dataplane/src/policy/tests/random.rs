@@ -136,8 +136,9 @@ fn questions(world: &World) -> Vec<Question> {
         .to_vec();
     peers.extend(world.pods.values().flat_map(|pod| pod.addresses.iter().copied()));
     let mut questions = Vec::new();
-    for uid in world.pods.keys() {
-        for peer in &peers {
+    for (uid, pod) in &world.pods {
+        // A pod is never kept from itself, whatever the tables say.
+        for peer in peers.iter().filter(|peer| !pod.addresses.contains(*peer)) {
             for protocol in [TCP, UDP, SCTP] {
                 for port in PORTS {
                     questions.push((uid.clone(), INGRESS, *peer, protocol, port));

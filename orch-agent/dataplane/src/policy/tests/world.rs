@@ -71,22 +71,13 @@ impl State {
 
     /// The trie's lookup: whether a prefix covers the key.
     fn listed(&self, policy: u32, identity: u32, direction: u8, protocol: u8, port: u16) -> bool {
-        let bytes = |policy: u32, identity: u32, direction, protocol, port: u16| {
-            let mut key = 0_u128;
-            for byte in policy.to_ne_bytes().into_iter().chain(identity.to_ne_bytes()) {
-                key = key << 8 | u128::from(byte);
-            }
-            for byte in [0, direction, protocol].into_iter().chain(port.to_be_bytes()) {
-                key = key << 8 | u128::from(byte);
-            }
-            key << 24
-        };
-        let wanted = bytes(policy, identity, direction, protocol, port);
+        // The key's bits from the protocol on; those before it are always compared.
+        let tail = |protocol: u8, port: u16| u32::from(protocol) << 24 | u32::from(port) << 8;
         self.rules.iter().any(|rule| {
             let key = rule.key;
-            let port = u16::from_be_bytes([key.port_high, key.port_low]);
-            let held = bytes(key.policy, key.identity, key.direction, key.protocol, port);
-            (wanted ^ held) >> (128 - rule.bits) == 0
+            let held = tail(key.protocol, u16::from_be_bytes([key.port_high, key.port_low]));
+            (key.policy, key.identity, key.direction) == (policy, identity, direction)
+                && u64::from(tail(protocol, port) ^ held) >> (112 - rule.bits) == 0
         })
     }
 
