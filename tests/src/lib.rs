@@ -1,13 +1,16 @@
 //! What the cluster tests share: kubectl, namespaces that clean up after themselves, requests, patience.
 //!
-//! `cargo xtask test` starts the cluster of two nodes that they need, loads the example images and runs them.
+//! `cargo xtask test` starts the clusters of three nodes that they need, loads the example images and runs them.
 
+pub mod cases;
 pub mod http;
 pub mod kubectl;
 pub mod load;
 pub mod namespace;
+pub mod peers;
 
 use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -18,8 +21,8 @@ use anyhow::{Context as _, Result, bail};
 pub const NODE1: &str = "172.30.0.11";
 /// The second node's address.
 pub const NODE2: &str = "172.30.0.12";
-/// The names of both nodes.
-pub const NODES: [&str; 2] = ["orch-node1", "orch-node2"];
+/// The nodes' names.
+pub const NODES: [&str; 3] = ["orch-node1", "orch-node2", "orch-node3"];
 /// A shell, curl and busybox.
 pub const TOOLBOX: &str = "orch.local/toolbox:1";
 
@@ -55,6 +58,35 @@ pub fn ensure(condition: bool, otherwise: impl FnOnce() -> String) -> Result<()>
         bail!(otherwise());
     }
     Ok(())
+}
+
+/// A node's addresses.
+///
+/// # Errors
+/// When there is no such node.
+pub fn node_ips(node: &str) -> Result<Vec<IpAddr>> {
+    let node = kubectl::json(&["get", "node", node])?;
+    let addresses = node["status"]["addresses"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    addresses
+        .iter()
+        .filter(|address| address["type"] == "InternalIP")
+        .map(|address| {
+            let text = address["address"].as_str().unwrap_or_default();
+            text.parse().with_context(|| format!("{text:?} is no address"))
+        })
+        .collect()
+}
+
+/// The machine's address on the bridge, of a family.
+#[must_use]
+pub fn machine(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::new(172, 30, 0, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, 1).into(),
+    }
 }
 
 /// The pid of a node's agent.

@@ -1,0 +1,144 @@
+"""What the tests run in pods: `serve` answers TCP (HTTP) and UDP with who is asked and who asks, the rest asks.
+
+Every answer is `NAME ADDRESS PORT LENGTH`: the server's name, the client as the server sees it, the bytes received.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+
+def serve(*listen):
+    """serve [tcp:PORT | udp:PORT | linger:SECONDS]...: until SIGTERM, and then as long as told."""
+    linger = 0.0
+    for word in listen:
+        kind, value = word.split(":")
+        if kind == "linger":
+            linger = float(value)
+            continue
+        stream = kind == "tcp"
+        server = socket.socket(socket.AF_INET6, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not stream:
+            # On a node, the answer has to leave from the address that was asked.
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        server.bind(("::", int(value)))
+        if stream:
+            server.listen(128)
+        threading.Thread(target=accept if stream else datagrams, args=(server,), daemon=True).start()
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    ended.wait()
+    time.sleep(linger)
+
+
+def who(peer, length):
+    address = peer[0].removeprefix("::ffff:").split("%")[0]
+    return f"{os.environ.get('NAME', 'nobody')} {address} {peer[1]} {length}\n".encode()
+
+
+def accept(server):
+    while True:
+        connection, peer = server.accept()
+        threading.Thread(target=requests, args=(connection, peer), daemon=True).start()
+
+
+def requests(connection, peer):
+    """HTTP/1.1, as much as is needed: bodies with a length, connections that stay."""
+    buffer = b""
+    with connection:
+        while True:
+            while b"\r\n\r\n" not in buffer:
+                piece = connection.recv(65536)
+                if not piece:
+                    return
+                buffer += piece
+            head, buffer = buffer.split(b"\r\n\r\n", 1)
+            length = 0
+            for line in head.lower().split(b"\r\n"):
+                if line.startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            while len(buffer) < length:
+                piece = connection.recv(65536)
+                if not piece:
+                    return
+                buffer += piece
+            buffer = buffer[length:]
+            body = who(peer, length)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            if b"connection: close" in head.lower():
+                return
+
+
+def datagrams(server):
+    while True:
+        data, ancillary, _, peer = server.recvmsg(65536, 256)
+        # The address without the interface, which is for routing to choose.
+        source = [(level, kind, value[:16] + bytes(4)) for level, kind, value in ancillary]
+        server.sendmsg([who(peer, len(data))], source, 0, peer)
+
+
+def connect(protocol, host, port, patience):
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    family, kind, number, _, address = socket.getaddrinfo(host, int(port), type=kind)[0]
+    client = socket.socket(family, kind, number)
+    client.settimeout(patience)
+    client.connect(address)
+    return client
+
+
+def exchange(client, protocol, size):
+    if protocol == "udp":
+        client.send(b"x" * max(size, 1))
+        return client.recv(65536).decode().strip()
+    client.sendall(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+    answer = b""
+    while not (answer.endswith(b"\n") and b"\r\n\r\n" in answer and answer.split(b"\r\n\r\n", 1)[1]):
+        piece = client.recv(65536)
+        if not piece:
+            raise ConnectionError("the end of the connection")
+        answer += piece
+    return answer.split(b"\r\n\r\n", 1)[1].decode().strip()
+
+
+def ask(protocol, host, port, count, patience, size="0"):
+    """ask PROTOCOL HOST PORT COUNT PATIENCE [SIZE]: each time from a socket of its own; a line an answer."""
+    for _ in range(int(count)):
+        try:
+            with connect(protocol, host, port, float(patience)) as client:
+                print(exchange(client, protocol, int(size)), flush=True)
+        except OSError as error:
+            print("!", error or type(error).__name__, flush=True)
+
+
+def hold(protocol, host, port, seconds, pause="0.05"):
+    """hold PROTOCOL HOST PORT SECONDS [PAUSE]: one socket, asked again and again; a line an answer with its time."""
+    began = time.monotonic()
+    client = connect(protocol, host, port, 2.0)
+    while (now := time.monotonic() - began) < float(seconds):
+        try:
+            print(f"{now:.2f}", exchange(client, protocol, 0), flush=True)
+        except OSError as error:
+            print(f"{time.monotonic() - began:.2f} !", error or type(error).__name__, flush=True)
+            if protocol == "tcp" and not isinstance(error, TimeoutError):
+                return
+        time.sleep(float(pause))
+
+
+def resolve(name):
+    """resolve NAME: its addresses, sorted, a line each."""
+    found = {entry[4][0] for entry in socket.getaddrinfo(name, 1, type=socket.SOCK_STREAM)}
+    print("\n".join(sorted(found)))
+
+
+def env(prefix):
+    """env PREFIX: variables that begin with it."""
+    print("\n".join(f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(prefix)))
+
+
+if __name__ == "__main__":
+    {"serve": serve, "ask": ask, "hold": hold, "resolve": resolve, "env": env}[sys.argv[1]](*sys.argv[2:])
