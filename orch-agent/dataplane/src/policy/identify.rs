@@ -67,6 +67,9 @@ struct Known {
     peers: BTreeSet<Arc<PodPeer>>,
 }
 
+/// A network whose identity has changed: what it was, and what it is.
+pub type Change = (IpNet, Option<Arc<Identity>>, Option<Arc<Identity>>);
+
 /// All pods and namespaces, what rules ask about them, and the identity of each address that has one.
 #[derive(Debug, Default)]
 pub struct Identifier {
@@ -227,8 +230,8 @@ impl Identifier {
         }
     }
 
-    /// Brings the entries up to date and tells which changed: the network, and what it was and is.
-    pub fn settle(&mut self) -> Vec<(IpNet, Option<Arc<Identity>>, Option<Arc<Identity>>)> {
+    /// Brings the entries up to date and tells which changed.
+    pub fn settle(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         for net in std::mem::take(&mut self.stale) {
             let is = self.identify(net).map(Arc::new);
