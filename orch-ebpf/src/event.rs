@@ -79,6 +79,7 @@ numbered! {
         XdpPassed = 8 "left by XDP to the next program",
         Announced = 9 "ARP or neighbour solicitation answered",
         PolicyAllowed = 10 "flow allowed by a policy",
+        EventLost = 11 "event lost: the ring buffer was full",
     }
 }
 

@@ -25,9 +25,10 @@ pub fn count_refusal(reason: DropReason, bytes: usize) {
 #[inline(never)]
 pub fn dropped<A: Family>(reason: DropReason, tuple: &Tuple<A>, ifindex: u32, length: usize) {
     add(reason as u32, length);
-    if listening(CONFIG_DROPS)
-        && let Some(mut entry) = maps::ORCH_EVENTS.reserve(0)
-    {
+    if !listening(CONFIG_DROPS) {
+        return;
+    }
+    if let Some(mut entry) = maps::ORCH_EVENTS.reserve(0) {
         entry.write(Event {
             // SAFETY: the helper takes no argument.
             time: unsafe { bpf_ktime_get_ns() },
@@ -45,15 +46,18 @@ pub fn dropped<A: Family>(reason: DropReason, tuple: &Tuple<A>, ifindex: u32, le
             identity: 0,
         });
         entry.submit(0);
+    } else {
+        count(Path::EventLost, 0);
     }
 }
 
 /// Reports a new flow, or a verdict of a policy about one, if somebody listens; `kind` and `reason` are the event's.
 #[inline(never)]
 pub fn flow<A: Family>(tuple: &Tuple<A>, becomes: &Tuple<A>, kind: u8, reason: u32, identity: u32) {
-    if listening(CONFIG_FLOWS)
-        && let Some(mut entry) = maps::ORCH_EVENTS.reserve(0)
-    {
+    if !listening(CONFIG_FLOWS) {
+        return;
+    }
+    if let Some(mut entry) = maps::ORCH_EVENTS.reserve(0) {
         entry.write(Event {
             // SAFETY: the helper takes no argument.
             time: unsafe { bpf_ktime_get_ns() },
@@ -71,6 +75,8 @@ pub fn flow<A: Family>(tuple: &Tuple<A>, becomes: &Tuple<A>, kind: u8, reason: u
             identity,
         });
         entry.submit(0);
+    } else {
+        count(Path::EventLost, 0);
     }
 }
 

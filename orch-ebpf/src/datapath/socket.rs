@@ -195,15 +195,17 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
     };
     // SAFETY: the kernel hands a valid context.
     let client = Client::Namespace(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
-    let choice = match service::choose::<A>(service, &client, number) {
-        Ok(choice) => choice,
-        Err(DropReason::NoBackend | DropReason::NoLocalBackend) => return refuse(DropReason::SocketRefused),
-        Err(reason) => return refuse(reason),
-    };
     let asked = Asked {
         address,
         port,
         protocol,
+    };
+    let choice = match service::choose::<A>(service, &client, number) {
+        Ok(choice) => choice,
+        Err(DropReason::NoBackend | DropReason::NoLocalBackend) => {
+            return refuse(DropReason::SocketRefused, &asked);
+        }
+        Err(reason) => return refuse(reason, &asked),
     };
     let backend = choice.backend;
     remember(ctx, &asked, backend);
@@ -218,6 +220,19 @@ struct Asked<A> {
     address: A,
     port: u16,
     protocol: u8,
+}
+
+impl<A: Family> Asked<A> {
+    /// A tuple without a source, which no socket has before it is connected.
+    #[inline(always)]
+    fn tuple(&self) -> Tuple<A> {
+        Tuple {
+            destination: self.address,
+            destination_port: self.port,
+            protocol: self.protocol,
+            ..Tuple::default()
+        }
+    }
 }
 
 /// Remembers it, for the hooks that show it again, and reports it when it is new.
@@ -249,12 +264,7 @@ fn remember<A: Family>(ctx: &SockAddrContext, asked: &Asked<A>, backend: &Backen
 
 #[inline(never)]
 fn report<A: Family>(asked: &Asked<A>, backend: &Backend<A>) {
-    let tuple = Tuple {
-        destination: asked.address,
-        destination_port: asked.port,
-        protocol: asked.protocol,
-        ..Tuple::default()
-    };
+    let tuple = asked.tuple();
     let becomes = Tuple {
         destination: backend.address,
         destination_port: backend.port,
@@ -263,9 +273,10 @@ fn report<A: Family>(asked: &Asked<A>, backend: &Backend<A>) {
     events::flow(&tuple, &becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
 }
 
-#[inline(always)]
-fn refuse(reason: DropReason) -> i32 {
-    events::count_refusal(reason, 0);
+/// Fails the call as if nobody listened, counts and reports it.
+#[inline(never)]
+fn refuse<A: Family>(reason: DropReason, asked: &Asked<A>) -> i32 {
+    events::dropped(reason, &asked.tuple(), 0, 0);
     // SAFETY: the helper takes an integer; connect and sendmsg hooks may call it.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     DENY
