@@ -11,7 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use orch_cluster::policies::{Pod, PolicyEvent, Update, policy_key};
+use orch_cluster::policies::Pod;
 use orch_ebpf::policy::{IDENTITY_ANY, IDENTITY_FIRST};
 
 use super::{
