@@ -202,9 +202,9 @@ fn configure(settings: &mut Config, config: &DataplaneConfig) {
 
 /// What the node's own stack needs: forwarding, and the DNS server's addresses.
 async fn prepare_node(config: &DataplaneConfig, netlink: &Netlink) -> Result<(), DataplaneError> {
-    sysctl::set("net/ipv4/ip_forward", "1")?;
+    sysctl::make("net/ipv4/ip_forward", "1")?;
     if config.has_ipv6() {
-        sysctl::set("net/ipv6/conf/all/forwarding", "1")?;
+        sysctl::make("net/ipv6/conf/all/forwarding", "1")?;
     }
     let lo = netlink
         .interface("lo")

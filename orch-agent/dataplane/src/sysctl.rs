@@ -24,11 +24,28 @@ pub fn get(name: &str) -> Option<String> {
     Some(text.trim_end().to_owned())
 }
 
+/// Writes a setting unless it is so already: for those whose writing has effects.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn make(name: &str, value: &str) -> Result<(), DataplaneError> {
+    if get(name).as_deref() == Some(value) {
+        return Ok(());
+    }
+    set(name, value)
+}
+
 /// Keeps the kernel from speaking IPv6 of its own accord on an interface that needs no address: no link-local address,
-/// no routers asked or believed. Where the kernel has no IPv6 nothing needs to be done.
+/// no routers asked or believed, no membership of the routers' groups reported. Packets are forwarded all the same,
+/// which is a setting of the whole namespace. Where the kernel has no IPv6 nothing needs to be done.
 pub fn silence_ipv6(interface: &str) {
     // IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
-    for (name, value) in [("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_dad", "0")] {
+    for (name, value) in [
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+        ("accept_dad", "0"),
+        ("forwarding", "0"),
+    ] {
         let _ = set(&format!("net/ipv6/conf/{interface}/{name}"), value);
     }
 }

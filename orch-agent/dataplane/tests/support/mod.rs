@@ -224,6 +224,7 @@ fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
         "tcp-big" => {
             let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))?;
             stream.set_read_timeout(wait)?;
+            stream.set_write_timeout(wait)?;
             stream.write_all(&vec![7; BIG])?;
             stream.shutdown(std::net::Shutdown::Write)?;
             let mut back = Vec::new();
