@@ -40,7 +40,7 @@ pub fn run() -> Result<()> {
     }
     network::restore_machine(&state)?;
     remove(Path::new(layout::RUN))?;
-    for name in ["control", "etcd", "nodes", "kubeconfig", "nat.nft"] {
+    for name in ["control", "etcd", "nodes", "kubeconfig", "nat.nft", "pass.bpf.o"] {
         remove(&layout::state_dir().join(name))?;
     }
     State::forget()?;

@@ -8,6 +8,7 @@ pub mod load_image;
 pub mod modes;
 mod network;
 pub mod node;
+mod pass;
 pub mod process;
 pub mod residue;
 pub mod state;

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{
     layout::{self, BRIDGE, Node, SUBNET, SUBNET6, UPLINK},
     modes::{Modes, Xdp},
+    pass,
     state::State,
 };
 use crate::run;
@@ -72,12 +73,24 @@ pub fn create_node(node: Node, modes: Modes) -> Result<()> {
     for gateway in modes.machine_ips() {
         inside(&["route", "replace", "default", "via", &gateway.to_string()])?;
     }
+    if matches!(modes.xdp, Xdp::Native | Xdp::Generic) {
+        // A veth hands over packets whose checksums nobody has computed yet, which no driver of a real card does.
+        run::output(&mut run::command("ethtool", ["-K", &port, "tx", "off"]))?;
+    }
     if modes.xdp == Xdp::Native {
-        // A veth hands over packets whose checksums nobody has computed yet, which no driver of a real card does;
-        // and it takes what XDP sends back only when its other end receives in NAPI, for which GRO is the switch.
-        for (feature, value) in [("tx", "off"), ("gro", "on")] {
-            run::output(&mut run::command("ethtool", ["-K", &port, feature, value]))?;
-        }
+        let object = layout::state_dir().join("pass.bpf.o");
+        pass::write(&object)?;
+        ip(&[
+            "link",
+            "set",
+            "dev",
+            &port,
+            "xdpdrv",
+            "object",
+            &object.to_string_lossy(),
+            "section",
+            pass::SECTION,
+        ])?;
     }
     Ok(())
 }

@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> Result<()> {
     if state.store == "etcd" {
         needs.push(Need::Test);
     }
-    if state.modes.xdp == Xdp::Native {
+    if matches!(state.modes.xdp, Xdp::Native | Xdp::Generic) {
         needs.push(Need::Bench);
     }
     deps::install(&needs)?;
