@@ -41,7 +41,18 @@ pub fn get(address: SocketAddr, path: &str) -> Result<Answer> {
 /// # Errors
 /// When the connection, the answer or its status is bad.
 pub fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<Answer> {
-    let patience = Duration::from_secs(5);
+    exchange(address, method, path, body, Duration::from_secs(5))
+}
+
+/// `GET /` with little patience.
+///
+/// # Errors
+/// As [`get`].
+pub fn quick(address: SocketAddr, patience: Duration) -> Result<Answer> {
+    exchange(address, "GET", "/", "", patience)
+}
+
+fn exchange(address: SocketAddr, method: &str, path: &str, body: &str, patience: Duration) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, patience).context("failed to connect")?;
     stream
         .set_read_timeout(Some(patience))

@@ -12,6 +12,7 @@ pub mod peers;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -58,6 +59,34 @@ pub fn ensure(condition: bool, otherwise: impl FnOnce() -> String) -> Result<()>
         bail!(otherwise());
     }
     Ok(())
+}
+
+/// `cargo xtask up` with these arguments: starts what is dead, and changes what differs.
+///
+/// # Errors
+/// When it fails.
+pub fn cluster_up(args: &[&str]) -> Result<()> {
+    let output = Command::new("cargo")
+        .args(["xtask", "up"])
+        .args(args)
+        .current_dir(root())
+        .output()
+        .context("failed to start xtask")?;
+    ensure(output.status.success(), || {
+        format!("xtask up failed: {}", String::from_utf8_lossy(&output.stderr))
+    })
+}
+
+/// Waits until every node is Ready.
+///
+/// # Errors
+/// When one is not within half a minute.
+pub fn nodes_ready() -> Result<()> {
+    eventually("every node Ready", Duration::from_secs(30), || {
+        let nodes = kubectl::run(&["get", "nodes", "--no-headers"])?;
+        let ready = nodes.lines().filter(|line| line.contains(" Ready ")).count();
+        ensure(ready == NODES.len(), || nodes.clone())
+    })
 }
 
 /// A node's addresses.

@@ -1,13 +1,13 @@
 //! The agent may die at any moment: traffic flows on, and no container is restarted.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use orch_tests::{NODE1, NODES, agent_pid, ensure, eventually, kubectl, load, namespace::Namespace, root};
+use orch_tests::{NODE1, NODES, agent_pid, cluster_up, ensure, load, namespace::Namespace, nodes_ready};
 
 const WEB: &str = "apiVersion: apps/v1
 kind: Deployment
@@ -66,20 +66,8 @@ fn a_killed_agent_restarts_nothing_and_drops_nothing() -> Result<()> {
         kill(Pid::from_raw(agent_pid(node)?), Signal::SIGKILL).context("failed to kill an agent")?;
     }
     std::thread::sleep(Duration::from_secs(3));
-    let up = Command::new("cargo")
-        .args(["xtask", "up"])
-        .current_dir(root())
-        .status();
-    ensure(up.context("failed to start xtask")?.success(), || {
-        "xtask up failed".into()
-    })?;
-    eventually("every node Ready", Duration::from_secs(30), || {
-        let nodes = kubectl::run(&["get", "nodes", "--no-headers"])?;
-        ensure(
-            nodes.lines().filter(|line| line.contains(" Ready ")).count() == NODES.len(),
-            || nodes.clone(),
-        )
-    })?;
+    cluster_up(&[])?;
+    nodes_ready()?;
     std::thread::sleep(Duration::from_secs(2));
     let tally = stream.stop();
     ensure(tally.failures.is_empty() && tally.answered > 100, || {
