@@ -139,9 +139,11 @@ pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool)
     };
     let same_destination =
         becomes.destination.same(tuple.destination) && becomes.destination_port == tuple.destination_port;
+    // A backend in the node's network may differ from its service in the port only.
+    let same_source = becomes.source.same(tuple.source) && becomes.source_port == tuple.source_port;
     // A new destination would leave by the wrong way.
     if same_destination
-        && !becomes.source.same(tuple.source)
+        && !same_source
         && let Err(reason) = skb::rewrite(ctx, parsed, becomes)
     {
         return skb::refuse(ctx, reason, &parsed.tuple);
