@@ -90,7 +90,11 @@ impl Dataplane {
         let (mut programs, mut maps) = load::load(&config.bpf_root)?;
         let events = reports::events(&mut programs)?;
         let mut tasks: Vec<JoinHandle<()>> = reports::log(&mut programs).into_iter().collect();
-        maps.configure(|settings| configure(settings, &config))?;
+        maps.configure(|settings| {
+            configure(settings, &config);
+            settings.uplink_ifindex = uplinks.primary().index;
+            settings.uplink_mtu = uplinks.primary().mtu;
+        })?;
         let services = Services::adopt(&maps)?;
         let shared = Arc::new(Shared {
             config,

@@ -357,3 +357,68 @@ fn discard_foreign_maps(pins: &Path) -> Result<(), DataplaneError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn run(program: &str, words: &str) -> String {
+        let output = Command::new(program).args(words.split(' ')).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {words}: {error}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Ids of the programs in the filters of one direction.
+    fn filters(namespace: &str, direction: &str) -> Vec<String> {
+        run("tc", &format!("-n {namespace} filter show dev eth0 {direction}"))
+            .lines()
+            .filter_map(|line| line.split(" id ").nth(1)?.split(' ').next().map(str::to_owned))
+            .collect()
+    }
+
+    struct Place(String, std::path::PathBuf);
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+            let _ = crate::remove_pins(&self.1);
+        }
+    }
+
+    #[test]
+    fn without_tcx_a_filter_gets_the_new_program_in_its_place() {
+        let id = std::process::id();
+        let name = format!("ot{id}-filter");
+        let place = Place(name.clone(), format!("/sys/fs/bpf/orch-filter-{id}").into());
+        run("ip", &format!("netns add {name}"));
+        run("ip", &format!("-n {name} link add eth0 type veth peer name eth1"));
+        let namespace = fs::File::open(format!("/run/netns/{name}")).unwrap();
+        nix::sched::setns(namespace.as_fd(), nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let interface = Interface {
+            index: nix::net::if_::if_nametoindex("eth0").unwrap(),
+            name: "eth0".to_owned(),
+            alias: None,
+            mtu: 1500,
+            mac: [0; 6],
+            kind: Kind::Veth,
+            loopback: false,
+        };
+        let mut before: Option<[Vec<String>; 2]> = None;
+        for _ in 0..3 {
+            let (mut programs, _maps) = load(&place.1).unwrap();
+            programs.tcx = false;
+            programs
+                .attach_uplinks(&place.1, &[&interface], XdpMode::Auto)
+                .unwrap();
+            let now = ["ingress", "egress"].map(|direction| filters(&name, direction));
+            assert!(now.iter().all(|filters| filters.len() == 1), "{now:?}");
+            assert_ne!(before.as_ref(), Some(&now), "it is the new program");
+            before = Some(now);
+        }
+        // What is attached outlives who has attached it.
+        assert_eq!(filters(&name, "ingress").len(), 1);
+    }
+}
