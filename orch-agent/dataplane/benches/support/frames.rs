@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeSet,
     os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
     time::Duration,
 };
 
-use aya::programs::loaded_programs;
+use aya::{maps::MapData, programs::loaded_programs};
 use nix::{
     ifaddrs::getifaddrs,
     sys::socket::{
@@ -70,23 +71,25 @@ impl Sender {
     }
 }
 
-/// The kernel's count of a program's runs, over all copies of it that were loaded since this was made.
-pub struct Count {
-    name: &'static str,
-    others: BTreeSet<u32>,
-}
+/// The kernel's count of a program's runs, over all copies of it that use a pinned map.
+pub struct Count(BTreeSet<u32>);
 
 impl Count {
-    pub fn new(name: &'static str) -> Self {
-        let others = loaded_programs().flatten().map(|info| info.id()).collect();
-        Self { name, others }
+    /// Finds the copies that are loaded now. Other data planes on the machine have programs of the same name.
+    pub fn new(name: &str, map: &Path) -> Self {
+        let map = MapData::from_pin(map).unwrap().info().unwrap().id();
+        let copies = loaded_programs().flatten().filter(|info| {
+            let maps = info.map_ids().ok().flatten().unwrap_or_default();
+            info.name_as_str() == Some(name) && maps.contains(&map)
+        });
+        Self(copies.map(|info| info.id()).collect())
     }
 
     /// Runs, and nanoseconds of all of them.
     pub fn now(&self) -> (u64, u64) {
         loaded_programs()
             .flatten()
-            .filter(|info| info.name_as_str() == Some(self.name) && !self.others.contains(&info.id()))
+            .filter(|info| self.0.contains(&info.id()))
             .fold((0, 0), |(runs, time), info| {
                 (runs + info.run_count(), time + info.run_time().as_nanos() as u64)
             })
