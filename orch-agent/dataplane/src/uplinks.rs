@@ -145,7 +145,7 @@ fn choose(
     let own = |index: u32| {
         interfaces
             .iter()
-            .any(|i| i.index == index && !i.loopback && i.name != tunnel::DEVICE && !pods::is_pods(i))
+            .any(|i| i.index == index && !i.loopback && i.name != tunnel::DEVICE && !pods::names::is_pods(i))
     };
     let local = addresses
         .iter()
@@ -230,7 +230,7 @@ pub fn follow(shared: Arc<Shared>) -> Result<impl Future<Output = ()>, Dataplane
 /// Whether a change may be one of an uplink or of the node's addresses.
 fn concerns(change: &Change) -> bool {
     match change {
-        Change::Link(name) => !pods::is_interface_name(name) && name != tunnel::DEVICE,
+        Change::Link(name) => !pods::names::is_interface_name(name) && name != tunnel::DEVICE,
         Change::Address(ip) => !is_link_local(*ip),
         Change::Unknown => true,
     }
