@@ -1,0 +1,163 @@
+//! What is remembered of flows, and when it holds no more.
+
+use orch_ebpf::{
+    conntrack::{
+        DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_MASQUERADE, KIND_SERVICE, SEEN_FIN, SEEN_RST, SEEN_SYN,
+        SEEN_TRAFFIC,
+    },
+    event::Path::NewFlow,
+};
+
+use crate::{
+    bench::Bench,
+    case::{At, Count, REDIRECT},
+    flows::{Flow, Sides},
+    packet::{ACK, FIN, Packet, RST, SCTP, SYN, TCP, UDP, error},
+    world::{WORLDS, World},
+};
+
+/// The flow whose packets are like this one.
+fn flow(bench: &Bench, world: &World, packet: &Packet) -> Flow {
+    let wanted = Sides::of(packet);
+    bench.flows(world).into_iter().find(|flow| flow.key == wanted).unwrap()
+}
+
+/// Whether the packet opens a flow, and where it leads.
+fn opens(bench: &mut Bench, packet: &Packet) -> (bool, std::net::IpAddr) {
+    let before = bench.counters();
+    let (verdict, seen) = bench.see(At::FromUplink, packet);
+    assert_eq!(verdict, REDIRECT);
+    let opened = bench.counted(&before).contains(&(Count::Took(NewFlow), 1));
+    (opened, seen.destination.0)
+}
+
+#[test]
+fn both_directions_say_what_becomes_of_the_flow() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        for protocol in [TCP, UDP, SCTP] {
+            let ask = world.from_client(protocol, (world.node, 30_080));
+            bench.run(At::FromUplink, &ask.bytes());
+            let arrived = ask.to((world.other, 8080));
+            let [there, back] = [flow(&bench, world, &ask), flow(&bench, world, &arrived.answer())];
+            assert_eq!((there.kind, back.kind), (KIND_SERVICE, KIND_SERVICE));
+            assert_eq!((there.direction, back.direction), (DIRECTION_ORIGINAL, DIRECTION_REPLY));
+            assert_eq!(there.becomes, Sides::of(&arrived));
+            assert_eq!(back.becomes, Sides::of(&ask.answer()));
+            assert!(there.backend != 0 && there.backend == back.backend);
+            let syn = if protocol == TCP { SEEN_SYN } else { 0 };
+            assert_eq!((there.seen, back.seen, there.hop), (syn, 0, 0));
+            assert!(there.last_seen > 0);
+        }
+        let out = world.from_pod(UDP, (world.client, 53));
+        let (_, seen) = bench.see(At::ToUplink, &out);
+        let left = out.from(seen.source);
+        let [there, back] = [flow(&bench, world, &out), flow(&bench, world, &left.answer())];
+        assert_eq!((there.kind, back.kind, there.backend), (KIND_MASQUERADE, KIND_MASQUERADE, 0));
+        assert_eq!((there.becomes, back.becomes), (Sides::of(&left), Sides::of(&out.answer())));
+    }
+}
+
+#[test]
+fn flags_that_pass_are_noted_on_their_side() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        let ask = world.from_client(TCP, (world.node, 30_080));
+        let answer = ask.to((world.other, 8080)).answer();
+        bench.run(At::FromUplink, &ask.bytes());
+        for (packet, at, flags, seen) in [
+            (&answer, At::FromOther, SYN | ACK, SEEN_SYN | SEEN_TRAFFIC),
+            (&ask, At::FromUplink, ACK, SEEN_SYN | SEEN_TRAFFIC),
+            (&ask, At::FromUplink, FIN | ACK, SEEN_SYN | SEEN_TRAFFIC | SEEN_FIN),
+            (&answer, At::FromOther, RST, SEEN_SYN | SEEN_TRAFFIC | SEEN_RST),
+            (&answer, At::FromOther, ACK, SEEN_SYN | SEEN_TRAFFIC | SEEN_RST),
+        ] {
+            bench.run(at, &packet.with_flags(flags).bytes());
+            assert_eq!(flow(&bench, world, packet).seen, seen, "{} {flags:#x}", world.name);
+        }
+    }
+}
+
+#[test]
+fn time_is_written_again_after_a_second_but_not_for_an_error() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        let ask = world.from_client(UDP, (world.node, 30_080));
+        bench.run(At::FromUplink, &ask.bytes());
+        let fresh = flow(&bench, world, &ask);
+        bench.run(At::FromUplink, &ask.bytes());
+        assert_eq!(flow(&bench, world, &ask).last_seen, fresh.last_seen, "not again within a second");
+        let old = Flow { last_seen: 1, ticks: 0, ..fresh };
+        bench.put_flow(&old);
+        let quoted = ask.answer().quote(8);
+        let (kind, code) = if world.pod.is_ipv4() { (3, 3) } else { (1, 4) };
+        let sent = error(world.client, world.node, kind, code, 0, quoted);
+        assert_eq!(bench.see(At::FromUplink, &sent).1.destination.0, world.other);
+        assert_eq!(flow(&bench, world, &ask).last_seen, 1, "an error is no sign of life");
+        bench.run(At::FromUplink, &ask.bytes());
+        assert!(flow(&bench, world, &ask).last_seen >= fresh.last_seen);
+    }
+}
+
+#[test]
+fn an_established_flow_keeps_its_backend_and_a_reused_port_gets_a_live_one() {
+    let mut bench = Bench::new();
+    let ask = |world: &World| world.from_client(TCP, (world.node, 30_080));
+    for world in &WORLDS {
+        bench.run(At::FromUplink, &ask(world).bytes());
+    }
+    bench.refill(TCP, 80, |world| vec![(world.pod, 8080)]);
+    for world in &WORLDS {
+        let ask = ask(world);
+        assert_eq!(opens(&mut bench, &ask.with_flags(ACK)), (false, world.other), "{}", world.name);
+        assert_eq!(opens(&mut bench, &ask.from((world.client, 4001))), (true, world.pod));
+        assert_eq!(opens(&mut bench, &ask), (true, world.pod), "its backend is gone");
+        assert_eq!(opens(&mut bench, &ask.with_flags(ACK)), (false, world.pod));
+    }
+}
+
+#[test]
+fn a_first_segment_on_a_finished_flow_opens_anew() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        let ask = world.from_client(TCP, (world.node, 30_080));
+        assert!(opens(&mut bench, &ask).0);
+        assert!(!opens(&mut bench, &ask).0, "sent again");
+        for end in [FIN | ACK, RST, RST | ACK] {
+            assert!(!opens(&mut bench, &ask.with_flags(end)).0);
+            assert!(!opens(&mut bench, &ask.with_flags(ACK)).0);
+            assert!(!opens(&mut bench, &ask.with_flags(SYN | ACK)).0);
+            assert!(opens(&mut bench, &ask).0, "{} after {end:#x}", world.name);
+        }
+    }
+}
+
+#[test]
+fn a_finished_flow_to_a_remote_backend_gets_another_port_of_the_node() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        let ask = world.from_client(TCP, (world.node, 30_081));
+        bench.run(At::FromUplink, &ask.bytes());
+        bench.run(At::FromUplink, &ask.with_flags(FIN | ACK).bytes());
+        let (_, seen) = bench.see(At::FromUplink, &ask);
+        assert_eq!(flow(&bench, world, &ask).becomes.source, seen.source);
+        let answer = ask.between((world.remote, 8080), seen.source);
+        let (_, seen) = bench.see(At::FromUplink, &answer.with_flags(SYN | ACK));
+        assert_eq!((seen.source, seen.destination), ((world.node, 30_081), (world.client, 4000)));
+    }
+}
+
+/// The port that a flow wants is taken when another flow's answers carry the same tuple.
+#[test]
+fn flows_through_the_node_never_share_a_port() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        let mut ports = std::collections::BTreeSet::new();
+        for port in 1..2000 {
+            let ask = world.packet(UDP, (world.client, port), (world.node, 30_081));
+            let (verdict, seen) = bench.see(At::FromUplink, &ask);
+            assert_eq!(verdict, REDIRECT);
+            assert!(ports.insert(seen.source.1), "{} {port}", world.name);
+        }
+    }
+}

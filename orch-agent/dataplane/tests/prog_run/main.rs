@@ -1,0 +1,28 @@
+//! The tc and XDP programs under `BPF_PROG_TEST_RUN`: packets and maps in, verdict, packet and counters out, for both
+//! families of addresses.
+#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
+
+#[path = "../support/packet.rs"]
+mod packet;
+
+mod announce;
+mod bandwidth;
+mod bench;
+mod case;
+mod conntrack;
+mod errors;
+mod flows;
+mod fragments;
+mod headers;
+mod malformed;
+mod pod;
+mod policy;
+mod property;
+mod restore;
+mod sctp;
+mod spec;
+mod tables;
+mod tunnel;
+mod uplink;
+mod world;
+mod xdp;
