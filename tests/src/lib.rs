@@ -61,13 +61,13 @@ pub fn ensure(condition: bool, otherwise: impl FnOnce() -> String) -> Result<()>
     Ok(())
 }
 
-/// `cargo xtask up` with these arguments: starts what is dead, and changes what differs.
+/// `cargo xtask up` with these arguments: starts what is dead, and changes what differs; builds nothing.
 ///
 /// # Errors
 /// When it fails.
 pub fn cluster_up(args: &[&str]) -> Result<()> {
     let output = Command::new("cargo")
-        .args(["xtask", "up"])
+        .args(["xtask", "up", "--no-build"])
         .args(args)
         .current_dir(root())
         .output()

@@ -124,7 +124,7 @@ pub fn names(lines: &[String]) -> Result<BTreeSet<String>> {
 /// When there is no answer.
 pub fn outside(protocol: &str, address: SocketAddr) -> Result<Answer> {
     if protocol == "tcp" {
-        return parse(http::get(address, "/")?.body.trim());
+        return parse(http::quick(address, Duration::from_secs(2))?.body.trim());
     }
     let any: IpAddr = match address.ip() {
         IpAddr::V4(_) => "0.0.0.0".parse()?,

@@ -80,7 +80,9 @@ pub fn create_node(node: Node, modes: Modes) -> Result<()> {
     if modes.xdp == Xdp::Native {
         let object = layout::state_dir().join("pass.bpf.o");
         pass::write(&object)?;
+        // Or it would not take the place of the one that is there.
         ip(&[
+            "-force",
             "link",
             "set",
             "dev",

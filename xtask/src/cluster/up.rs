@@ -28,6 +28,9 @@ pub struct Options {
     /// What the API server keeps its objects in; what a running cluster has, or embedded
     #[arg(long)]
     pub store: Option<Store>,
+    /// Run what was built last
+    #[arg(long)]
+    pub no_build: bool,
     /// Its network.
     #[command(flatten)]
     pub modes: Wanted,
@@ -72,7 +75,9 @@ pub fn run(options: &Options) -> Result<()> {
         needs.push(Need::Bench);
     }
     deps::install(&needs)?;
-    build()?;
+    if !options.no_build {
+        build()?;
+    }
 
     let wanted = state.nodes;
     state.nodes = wanted.max(old_nodes);
