@@ -232,7 +232,8 @@ impl RunArgs {
         Ok(self
             .bpf_root
             .clone()
-            .unwrap_or_else(|| PathBuf::from(BPF_ROOTS).join(name)))
+            // A BPF file system has no dots in names, and a node no colons.
+            .unwrap_or_else(|| PathBuf::from(BPF_ROOTS).join(name.replace('.', ":"))))
     }
 }
 
