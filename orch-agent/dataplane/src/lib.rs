@@ -16,6 +16,7 @@ mod links;
 pub mod load;
 pub mod maps;
 mod metrics;
+mod migrate;
 pub mod model;
 pub mod monitor;
 mod netlink;
@@ -57,9 +58,7 @@ pub use crate::{
     config::{Bandwidth, DataplaneConfig, HostPort, PodAttachment, Tunnel, XdpMode},
     error::DataplaneError,
 };
-use crate::{
-    metrics::Metrics, netlink::Netlink, services::Services, shared::Shared, uplinks::Uplinks,
-};
+use crate::{metrics::Metrics, netlink::Netlink, services::Services, shared::Shared, uplinks::Uplinks};
 
 /// A node's running data plane; dropping it stops the tasks and leaves the kernel's part working.
 pub struct Dataplane {
@@ -79,7 +78,8 @@ impl Dataplane {
     /// Loads or adopts pinned maps and links, attaches the hooks and starts following `cluster`. Must run in the
     /// node's network namespace.
     ///
-    /// *On restart*: maps are adopted, links swapped; traffic does not notice.
+    /// *On restart*: maps are adopted, or what they hold moves to maps of another layout, and links are swapped; traffic
+    /// does not notice.
     ///
     /// # Errors
     /// When the kernel refuses a program, map or link, or a netlink or file operation fails.
@@ -123,7 +123,11 @@ impl Dataplane {
         uplinks::apply(&shared, &shared.uplinks())?;
         tunnel::sync(&shared).await?;
         nodes::refresh(&shared).await?;
-        shared.programs.lock().attach_sockets(&shared.config)?;
+        {
+            let mut programs = shared.programs.lock();
+            programs.attach_sockets(&shared.config)?;
+            programs.settle()?;
+        }
         tasks.push(tokio::spawn(uplinks::follow(Arc::clone(&shared))?));
         tasks.push(tokio::spawn(follow::run(Arc::clone(&shared), cluster)));
         tasks.push(tokio::spawn(sweep::run(Arc::clone(&shared))));

@@ -8,7 +8,6 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData},
     programs::{CgroupSockAddr, Program, SchedClassifier, Xdp},
     util::KernelVersion,
 };
@@ -16,15 +15,12 @@ use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
-use orch_ebpf::{
-    ABI_VERSION,
-    config::{CONFIG_MAP, Config},
-};
 
 use crate::{
     DataplaneConfig, DataplaneError,
     config::XdpMode,
     links, maps,
+    migrate::{Migration, Staging},
     netlink::{Interface, Kind},
     sys::{AttachType, Target},
 };
@@ -52,6 +48,8 @@ pub struct Programs {
     ebpf: Ebpf,
     /// Whether programs at interfaces are attached by tcx links, else as filters of tc.
     tcx: bool,
+    /// A set of maps that is not in its place yet.
+    migration: Option<Migration>,
 }
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (linux/bpf.h, Linux 6.16).
@@ -63,7 +61,14 @@ fn checksum_flag() -> u64 {
     if known { CSUM_REPLACE_IPV6 } else { 0 }
 }
 
-/// Loads the programs, on the pinned maps where those fit.
+/// The BPF object, for tests.
+#[cfg(test)]
+pub fn object() -> &'static [u8] {
+    &OBJECT.0
+}
+
+/// Loads the programs, on the pinned maps where those fit, else on new ones with what the old ones hold; the caller then
+/// attaches every program and calls [`Programs::settle`].
 ///
 /// # Errors
 /// When there is no object or the kernel refuses a map or program.
@@ -72,14 +77,13 @@ pub fn load(bpf_root: &Path) -> Result<(Programs, maps::Maps), DataplaneError> {
         return Err(DataplaneError::NoObject);
     }
     ensure_bpf_file_system(bpf_root)?;
-    let pins = maps::folder(bpf_root);
-    make_folder(&pins)?;
+    make_folder(&maps::folder(bpf_root))?;
     make_folder(&links::folder(bpf_root))?;
-    discard_foreign_maps(&pins)?;
+    let staging = Staging::prepare(bpf_root, &OBJECT.0)?;
     let names: Vec<String> = maps::names().collect();
     let mut loader = EbpfLoader::new();
     for name in &names {
-        loader.map_pin_path(name, pins.join(name));
+        loader.map_pin_path(name, staging.pin(name));
     }
     let checksum = checksum_flag();
     loader.override_global("ORCH_CHECKSUM_IPV6", &checksum, true);
@@ -90,6 +94,7 @@ pub fn load(bpf_root: &Path) -> Result<(Programs, maps::Maps), DataplaneError> {
     } as u8;
     loader.override_global(aya_log::LEVEL, &level, false);
     let mut ebpf = loader.load(&OBJECT.0).map_err(Box::new)?;
+    let mut migration = staging.fill()?;
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
             Program::SchedClassifier(program) => program.load(),
@@ -103,14 +108,37 @@ pub fn load(bpf_root: &Path) -> Result<(Programs, maps::Maps), DataplaneError> {
         })?;
     }
     let maps = maps::Maps::of(&mut ebpf)?;
-    let tcx = has_tcx();
-    Ok((Programs { ebpf, tcx }, maps))
+    if let Some(migration) = &mut migration {
+        migration.follow()?;
+    }
+    let programs = Programs {
+        ebpf,
+        tcx: has_tcx(),
+        migration,
+    };
+    Ok((programs, maps))
 }
 
 impl Programs {
     /// The whole loaded object, for the logger and for test runs.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+
+    /// Whether the maps of this name, without the family, are new and empty although others are not: what they held
+    /// could not be moved.
+    pub fn is_anew(&self, map: &str) -> bool {
+        self.migration
+            .as_ref()
+            .is_some_and(|migration| migration.is_anew(map))
+    }
+
+    /// Ends an upgrade of the maps, if there is one; to be called when every program has been attached.
+    ///
+    /// # Errors
+    /// When the new maps cannot take the place of the old ones.
+    pub fn settle(&mut self) -> Result<(), DataplaneError> {
+        self.migration.take().map_or(Ok(()), Migration::finish)
     }
 
     fn descriptor(&self, name: &'static str) -> Result<BorrowedFd<'_>, DataplaneError> {
@@ -326,36 +354,6 @@ fn ensure_bpf_file_system(bpf_root: &Path) -> Result<(), DataplaneError> {
     }
     mount(Some("bpf"), USUAL, Some("bpf"), MsFlags::empty(), None::<&str>)
         .map_err(|errno| failed(errno.into()))
-}
-
-/// Removes pinned maps that another ABI wrote, so that loading makes new ones. Programs still attached keep the old
-/// maps until their links are swapped.
-fn discard_foreign_maps(pins: &Path) -> Result<(), DataplaneError> {
-    let config = pins.join(CONFIG_MAP);
-    if !config.exists() {
-        return Ok(());
-    }
-    let version = MapData::from_pin(&config).ok().filter(|data| {
-        data.info()
-            .is_ok_and(|info| info.value_size() as usize == size_of::<Config>())
-    });
-    let version = version
-        .and_then(|data| Map::from_map_data(data).ok())
-        .and_then(|map| Array::<MapData, Config>::try_from(map).ok())
-        .and_then(|array| array.get(&0, 0).ok())
-        .map(|config| config.abi_version);
-    // Zero is a map that was made and not yet written.
-    if matches!(version, Some(0 | ABI_VERSION)) {
-        return Ok(());
-    }
-    tracing::warn!(
-        found = ?version, ours = ABI_VERSION,
-        "the pinned maps have another layout: building new ones, connections through translated addresses are lost"
-    );
-    for name in maps::names() {
-        links::remove(&pins.join(name))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use orch_ebpf::endpoint::Endpoint;
+use orch_ebpf::endpoint::{ENDPOINTS_MAP, Endpoint};
 
 use crate::{
     DataplaneError, PodAttachment, addresses::AddressPool, bandwidth, links, load, policy, services,
@@ -118,6 +118,12 @@ pub async fn adopt(shared: &Shared) -> Result<(), DataplaneError> {
         let Some((uid, addresses)) = interface.alias.as_deref().and_then(names::parse_alias) else {
             continue;
         };
+        if shared.programs.lock().is_anew(ENDPOINTS_MAP) {
+            let mut maps = shared.maps.lock();
+            for ip in &addresses {
+                endpoints::put(&mut maps, *ip, endpoint(&uid, &addresses, interface.index))?;
+            }
+        }
         // The endpoints are written before anything can reach the pod: without them it never ran.
         let known = {
             let maps = shared.maps.lock();
