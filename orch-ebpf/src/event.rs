@@ -62,6 +62,7 @@ numbered! {
         NoTunnelRoute = 14 "no node is known for the destination",
         HeaderChain = 15 "IPv6 header chain is too long to find the ports",
         NoLocalBackend = 16 "service has backends, but none on this node, which its traffic policy asks for",
+        SctpFragment = 17 "fragment of an SCTP packet whose ports would change",
     }
 }
 

@@ -22,7 +22,7 @@ pub const AFFINITY_MAP: &str = "ORCH_AFFINITY";
 /// Start of the name of the LRU hashes from [`SocketKey`] to [`SocketOrigin`].
 pub const SOCKETS_MAP: &str = "ORCH_SOCKETS";
 /// Most service ports of one family.
-pub const SERVICES_MAX: usize = 262_144;
+pub const SERVICES_MAX: usize = 524_288;
 /// Most chunks of all pools together.
 pub const SLOTS_MAX: usize = 2_097_152;
 /// Most different backends of one family.

@@ -4,7 +4,7 @@
 //! becomes `S'` to `D'`, the error is for `D'` and quotes a packet from `D'` to `S'`. The checksum of the quoted
 //! layer 4 header stays as it was: most errors quote too little to check it.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{helpers::bpf_skb_load_bytes, programs::TcContext};
 
 use super::{
     checksum::Sum,
@@ -57,8 +57,8 @@ fn rewrite_outer<A: Family>(
     // SAFETY: the slot is this CPU's own for the run, and an error opens no flow, which these two are for otherwise.
     let (outer, new) = unsafe { (&mut (*scratch).entry.becomes, &mut (*scratch).becomes) };
     let at = ETHERNET + A::ADDRESSES;
-    outer.source = ctx.read(at).ok_or(DropReason::RewriteFailed)?;
-    outer.destination = ctx.read(at + size_of::<A>()).ok_or(DropReason::RewriteFailed)?;
+    load(ctx, at, &mut outer.source)?;
+    load(ctx, at + size_of::<A>(), &mut outer.destination)?;
     new.source = if outer.source.same(old.source) {
         becomes.source
     } else {
@@ -71,6 +71,20 @@ fn rewrite_outer<A: Family>(
     };
     let covers_addresses = if A::HAS_CHECKSUM { 0 } else { parsed.layer4 + 2 };
     skb::rewrite_addresses(ctx, outer, new, covers_addresses, 0)
+}
+
+/// Reads an address to where it belongs, without a copy on the stack.
+#[inline(always)]
+fn load<A: Family>(ctx: &TcContext, offset: usize, to: &mut A) -> Result<(), DropReason> {
+    let size = size_of::<A>() as u32;
+    // SAFETY: the kernel hands a valid context, and the address has the size given.
+    let refused =
+        unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset as u32, (&raw mut *to).cast(), size) };
+    if refused == 0 {
+        Ok(())
+    } else {
+        Err(DropReason::RewriteFailed)
+    }
 }
 
 /// Rewrites the quoted ports, and says what that changes in a checksum; an echo's identifier is on the side that asked.

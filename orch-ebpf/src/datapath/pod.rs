@@ -9,13 +9,13 @@ use super::{
     bandwidth, conntrack, events,
     family::{Family, endpoint, in_cluster, in_services, word},
     nat,
-    parse::{Bytes as _, ETHER_TYPE, Parsed},
+    parse::{Bytes as _, ETHER_TYPE, Parsed, Ports},
     policy,
     service::{self, Client},
     skb::{self, Addresses},
 };
 use crate::{
-    Address4, Address6,
+    Address4, Address6, PROTOCOL_ICMPV6,
     config::Config,
     conntrack::{Conntrack, KIND_MASQUERADE, KIND_SERVICE},
     endpoint::{Endpoint, LIMITED_EGRESS, LIMITED_INGRESS},
@@ -54,10 +54,25 @@ fn from_pod<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
         }
         return skb::refuse(ctx, DropReason::SpoofedSource, &parsed.tuple);
     };
+    if discovers(parsed, &destination) {
+        return skb::pass(ctx);
+    }
     if let Err(reason) = translate(ctx, config, parsed, from) {
         return skb::refuse(ctx, reason, &parsed.tuple);
     }
     forward(ctx, config, parsed)
+}
+
+/// Whether a packet to or from this address is of neighbour discovery, without which a pod has no link: policies are
+/// about what passes a router, which these (RFC 4861: hop limit 255) have not.
+#[inline(always)]
+fn discovers<A: Family>(parsed: &Parsed<A>, peer: &A) -> bool {
+    A::BITS == 128
+        && parsed.ttl == 255
+        && parsed.tuple.protocol == PROTOCOL_ICMPV6
+        && parsed.ports == Ports::None
+        && !parsed.later_fragment
+        && link_local(peer)
 }
 
 /// Whether an IPv6 address is unspecified, link-local (fe80::/10) or multicast (ff00::/8).
@@ -188,10 +203,13 @@ fn from_stack<A: Family>(ctx: &TcContext) -> i32 {
         Ok(parsed) => parsed,
         Err(reason) => return skb::refuse_unread(ctx, reason),
     };
-    let Addresses { destination, .. } = skb::addresses(ctx, parsed);
+    let Addresses { source, destination } = skb::addresses(ctx, parsed);
     let Some(to) = endpoint(destination) else {
         return TC_ACT_OK;
     };
+    if discovers(parsed, &source) {
+        return TC_ACT_OK;
+    }
     if let Err(reason) = admit(ctx, parsed, to) {
         events::dropped(reason, &parsed.tuple, skb::ifindex(ctx), ctx.length());
         return TC_ACT_SHOT;
@@ -200,12 +218,25 @@ fn from_stack<A: Family>(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn admit<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, to: &'static Endpoint) -> Result<(), DropReason> {
-    if !conntrack::find(parsed).is_some_and(conntrack::is_reply) {
+fn admit<A: Family>(
+    ctx: &TcContext,
+    parsed: &mut Parsed<A>,
+    to: &'static Endpoint,
+) -> Result<(), DropReason> {
+    let answered = conntrack::find(parsed).filter(|known| conntrack::is_reply(known));
+    if answered.is_none() {
         policy::judge(parsed, &parsed.tuple, None, Some(to))?;
     }
     if to.flags & LIMITED_INGRESS != 0 {
         bandwidth::take(to.ifindex, INGRESS, ctx.length())?;
+    }
+    // The stack's own error about a packet to a service, which was too long for the way to its backend, say: the pod
+    // knows the packet as it sent it.
+    if parsed.ports == Ports::Error
+        && let Some(known) = answered
+        && known.kind == KIND_SERVICE
+    {
+        skb::rewrite(ctx, parsed, &known.becomes)?;
     }
     Ok(())
 }

@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// Either direction of isolation.
+const ISOLATED: u32 = ISOLATED_INGRESS | ISOLATED_EGRESS;
+
 /// Judges a packet of a flow's original direction, which `tuple` describes as it is after the choice of a backend
 /// and before that of a source. `from` and `to` are its sides where those are this node's pods.
 ///
@@ -35,15 +38,16 @@ pub fn judge<A: Family>(
         if from.flags & ISOLATED_EGRESS != 0 {
             allow(parsed, from, EGRESS, tuple)?;
         }
-        // What answers comes in by the ingress side.
-        tracked |= from.flags & ISOLATED_INGRESS != 0;
+        tracked |= from.flags & ISOLATED != 0;
     }
     if let Some(to) = to {
         if to.flags & ISOLATED_INGRESS != 0 {
             allow(parsed, to, INGRESS, tuple)?;
         }
-        tracked |= to.flags & ISOLATED_EGRESS != 0;
+        tracked |= to.flags & ISOLATED != 0;
     }
+    // An answer that is not known for one would be taken for a flow of its own, and the flow that it answers for the
+    // answers to that, which no policy is asked about: so both directions of isolation remember who began.
     if tracked {
         conntrack::expect_answers(parsed, tuple)?;
     }
@@ -61,7 +65,7 @@ pub fn identity<A: Family>(address: &A) -> u32 {
         .map_or(IDENTITY_WORLD, |identity| identity.number)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn allow<A: Family>(
     parsed: &Parsed<A>,
     endpoint: &Endpoint,

@@ -248,6 +248,9 @@ fn rewrite_ports<A: Family>(
                 return Ok(());
             }
             if old.protocol == PROTOCOL_SCTP {
+                if parsed.first_fragment {
+                    return Err(DropReason::SctpFragment);
+                }
                 return super::sctp::rewrite_ports(ctx, parsed.layer4, parsed.end, from, to);
             }
             if let Some((offset, flags)) = layer4_checksum(parsed) {

@@ -6,7 +6,7 @@ use super::{
     announce, conntrack, events,
     family::{Family, endpoint, in_cluster, node_kind},
     nat,
-    parse::{Bytes as _, ETHER_TYPE, Parsed},
+    parse::{Bytes as _, ETHER_TYPE, Parsed, Ports, v6::ROUTING},
     pod, policy,
     skb::{self, Addresses},
 };
@@ -126,7 +126,7 @@ pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool)
     let tuple = &parsed.tuple;
     let becomes = if let Some(known) = conntrack::find(parsed) {
         &known.becomes
-    } else if masquerade && !parsed.later_fragment && leaves_cluster(config, tuple) {
+    } else if masquerade && begins(parsed) && leaves_cluster(config, tuple) {
         match nat::open_masquerade(config, parsed) {
             Ok(becomes) => {
                 events::flow(tuple, becomes, EVENT_FLOW, u32::from(KIND_MASQUERADE), 0);
@@ -149,6 +149,15 @@ pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool)
         return skb::refuse(ctx, reason, &parsed.tuple);
     }
     skb::pass(ctx)
+}
+
+/// Whether a packet may be the first of a masqueraded flow: a later fragment follows its first, an error is about a flow
+/// that is there, and the checksum of what a routing header sends on is not about the packet's addresses.
+#[inline(always)]
+fn begins<A: Family>(parsed: &Parsed<A>) -> bool {
+    !parsed.later_fragment
+        && parsed.ports != Ports::Error
+        && (A::HAS_CHECKSUM || parsed.tuple.protocol != ROUTING)
 }
 
 /// Whether a packet goes from a local pod to somewhere that cannot answer a pod.

@@ -61,6 +61,8 @@ pub struct Parsed<A> {
     pub ttl: u8,
     /// Whether this is a later fragment, which has no layer 4 header.
     pub later_fragment: bool,
+    /// Whether this is the first of several fragments.
+    pub first_fragment: bool,
 }
 
 impl<A: Family> Parsed<A> {

@@ -76,6 +76,7 @@ pub fn parse<const WHOLE: bool>(
     parsed.tcp_flags = 0;
     parsed.ttl = header.ttl;
     parsed.later_fragment = WHOLE && fragment & FRAGMENT_OFFSET != 0;
+    parsed.first_fragment = WHOLE && fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) == MORE_FRAGMENTS;
     let key = FragmentKey {
         source: header.source,
         destination: header.destination,
@@ -103,7 +104,7 @@ pub fn parse<const WHOLE: bool>(
     parsed.tcp_flags = layer4.tcp_flags;
     parsed.tuple.source_port = layer4.source_port;
     parsed.tuple.destination_port = layer4.destination_port;
-    if WHOLE && fragment & MORE_FRAGMENTS != 0 {
+    if parsed.first_fragment {
         let ports = Fragment {
             source_port: parsed.tuple.source_port,
             destination_port: parsed.tuple.destination_port,

@@ -9,7 +9,8 @@ use crate::{
 };
 
 const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
+/// Also the protocol of a packet that has segments left to go.
+pub const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
@@ -62,6 +63,10 @@ fn follow(packet: &impl Bytes, first: u8, start: usize) -> Result<Chain, DropRea
         let header = packet
             .read::<[u8; 8]>(chain.layer4)
             .ok_or(DropReason::Malformed)?;
+        if kind == ROUTING && header[3] != 0 {
+            // Layer 4's checksum is about where the packet ends up, and this is not its last address.
+            return Ok(chain);
+        }
         chain.protocol = header[0];
         chain.layer4 += match kind {
             FRAGMENT => {
@@ -128,6 +133,7 @@ pub fn parse<const WHOLE: bool>(
     parsed.tcp_flags = 0;
     parsed.ttl = header.hop_limit;
     parsed.later_fragment = chain.fragment.is_some_and(|(offset, _)| offset & !7 != 0);
+    parsed.first_fragment = chain.fragment.is_some_and(|(offset, _)| offset & !6 == 1);
     if let Some((_, identification)) = chain.fragment
         && parsed.later_fragment
     {
@@ -144,8 +150,8 @@ pub fn parse<const WHOLE: bool>(
     parsed.tcp_flags = layer4.tcp_flags;
     parsed.tuple.source_port = layer4.source_port;
     parsed.tuple.destination_port = layer4.destination_port;
-    if let Some((offset, identification)) = chain.fragment
-        && offset & 1 != 0
+    if let Some((_, identification)) = chain.fragment
+        && parsed.first_fragment
     {
         remember(parsed, identification);
     }
