@@ -136,3 +136,12 @@ pub fn agent_pid(node: &str) -> Result<i32> {
         .parse()
         .context("a pid file without a pid")
 }
+
+/// The program that a node's agent runs, for its other commands.
+///
+/// # Errors
+/// When no agent runs.
+pub fn agent(node: &str) -> Result<PathBuf> {
+    let link = format!("/proc/{}/exe", agent_pid(node)?);
+    std::fs::read_link(&link).with_context(|| format!("failed to read {link}"))
+}

@@ -123,6 +123,14 @@ pub fn names(lines: &[String]) -> Result<BTreeSet<String>> {
 /// # Errors
 /// When there is no answer.
 pub fn outside(protocol: &str, address: SocketAddr) -> Result<Answer> {
+    outside_sized(protocol, address, 1)
+}
+
+/// Asks once from the machine; a datagram has so many bytes.
+///
+/// # Errors
+/// When there is no answer.
+pub fn outside_sized(protocol: &str, address: SocketAddr, size: usize) -> Result<Answer> {
     if protocol == "tcp" {
         return parse(http::quick(address, Duration::from_secs(2))?.body.trim());
     }
@@ -135,7 +143,7 @@ pub fn outside(protocol: &str, address: SocketAddr) -> Result<Answer> {
         .set_read_timeout(Some(Duration::from_secs(2)))
         .context("failed to set a timeout")?;
     socket.connect(address).context("failed to connect")?;
-    socket.send(b"x").context("failed to send")?;
+    socket.send(&vec![b'x'; size]).context("failed to send")?;
     let mut buffer = [0; 256];
     let length = socket.recv(&mut buffer).context("no datagram")?;
     parse(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).trim())
