@@ -72,7 +72,9 @@ pub enum DataplaneError {
         source: Box<aya::maps::MapError>,
     },
     /// A pinned map cannot be opened.
-    #[error("open the pinned map {name}: {source}; is this the data plane of a running agent of this version?")]
+    #[error(
+        "open the pinned map {name}: {source}; is this the data plane of a running agent of this version?"
+    )]
     Pinned {
         /// The map's name.
         name: String,

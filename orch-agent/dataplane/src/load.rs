@@ -195,7 +195,7 @@ impl Programs {
                 ("uplink_ingress", AttachType::TcxIngress),
                 ("uplink_egress", AttachType::TcxEgress),
             ] {
-                let pin = format!("{name}_{}", interface.name);
+                let pin = format!("{name}_{}", pin_name(&interface.name));
                 self.attach_tc(&folder.join(&pin), interface, name, attach_type)?;
                 keep.push(pin);
             }
@@ -218,8 +218,8 @@ impl Programs {
         interface: &Interface,
         mode: XdpMode,
     ) -> Result<Option<String>, DataplaneError> {
-        let generic = format!("xdp_generic_{}", interface.name);
-        let native = format!("xdp_native_{}", interface.name);
+        let name = pin_name(&interface.name);
+        let (generic, native) = (format!("xdp_generic_{name}"), format!("xdp_native_{name}"));
         let (pin, target) = match (mode, interface.kind) {
             // What comes by a VLAN interface has passed the interface below it.
             (XdpMode::Off, _) | (_, Kind::Vlan(_)) | (XdpMode::Auto, Kind::Veth) => return Ok(None),
@@ -228,7 +228,7 @@ impl Programs {
         };
         // An interface runs one program in one mode.
         for other in links::list(folder, "xdp_")? {
-            if other != pin && other.ends_with(&format!("_{}", interface.name)) {
+            if other != pin && other.ends_with(&format!("_{name}")) {
                 links::remove(&folder.join(other))?;
             }
         }
@@ -307,6 +307,11 @@ fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
+/// An interface's name as part of a pin's: a BPF file system has no dots in names, and an interface no colons.
+fn pin_name(interface: &str) -> String {
+    interface.replace('.', ":")
+}
+
 /// Names of the pins of a pod's links: what comes from the pod, and what goes to it.
 #[must_use]
 pub fn pod_pins(interface: &str) -> [String; 2] {
@@ -371,10 +376,13 @@ mod tests {
 
     /// Ids of the programs in the filters of one direction.
     fn filters(namespace: &str, direction: &str) -> Vec<String> {
-        run("tc", &format!("-n {namespace} filter show dev eth0 {direction}"))
-            .lines()
-            .filter_map(|line| line.split(" id ").nth(1)?.split(' ').next().map(str::to_owned))
-            .collect()
+        run(
+            "tc",
+            &format!("-n {namespace} filter show dev eth0.7 {direction}"),
+        )
+        .lines()
+        .filter_map(|line| line.split(" id ").nth(1)?.split(' ').next().map(str::to_owned))
+        .collect()
     }
 
     struct Place(String, std::path::PathBuf);
@@ -386,24 +394,56 @@ mod tests {
         }
     }
 
-    #[test]
-    fn without_tcx_a_filter_gets_the_new_program_in_its_place() {
+    /// A namespace with an interface named like a VLAN's, which the calling thread enters.
+    fn place(name: &str) -> (Place, Interface) {
         let id = std::process::id();
-        let name = format!("ot{id}-filter");
-        let place = Place(name.clone(), format!("/sys/fs/bpf/orch-filter-{id}").into());
+        let root = format!("/sys/fs/bpf/orch-load-{id}-{name}").into();
+        let name = format!("ot{id}-{name}");
+        let place = Place(name.clone(), root);
         run("ip", &format!("netns add {name}"));
-        run("ip", &format!("-n {name} link add eth0 type veth peer name eth1"));
+        run(
+            "ip",
+            &format!("-n {name} link add eth0.7 type veth peer name eth1"),
+        );
         let namespace = fs::File::open(format!("/run/netns/{name}")).unwrap();
         nix::sched::setns(namespace.as_fd(), nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let interface = Interface {
-            index: nix::net::if_::if_nametoindex("eth0").unwrap(),
-            name: "eth0".to_owned(),
+            index: nix::net::if_::if_nametoindex("eth0.7").unwrap(),
+            name: "eth0.7".to_owned(),
             alias: None,
             mtu: 1500,
             mac: [0; 6],
             kind: Kind::Veth,
             loopback: false,
         };
+        (place, interface)
+    }
+
+    #[test]
+    fn xdp_runs_where_it_is_told_to() {
+        let (place, interface) = place("xdp");
+        let (mut programs, _maps) = load(&place.1).unwrap();
+        // A veth runs XDP in the driver, but not by itself: its packets come without checksums.
+        for (mode, word) in [
+            (XdpMode::Native, Some(" xdp ")),
+            (XdpMode::Generic, Some(" xdpgeneric ")),
+            (XdpMode::Auto, None),
+            (XdpMode::Native, Some(" xdp ")),
+            (XdpMode::Off, None),
+        ] {
+            programs.attach_uplinks(&place.1, &[&interface], mode).unwrap();
+            let link = run("ip", &format!("-n {} link show dev eth0.7", place.0));
+            match word {
+                Some(word) => assert!(link.contains(word), "{mode}: {link}"),
+                None => assert!(!link.contains("xdp"), "{mode}: {link}"),
+            }
+        }
+    }
+
+    #[test]
+    fn without_tcx_a_filter_gets_the_new_program_in_its_place() {
+        let (place, interface) = place("filter");
+        let name = &place.0;
         let mut before: Option<[Vec<String>; 2]> = None;
         for _ in 0..3 {
             let (mut programs, _maps) = load(&place.1).unwrap();
@@ -411,12 +451,12 @@ mod tests {
             programs
                 .attach_uplinks(&place.1, &[&interface], XdpMode::Auto)
                 .unwrap();
-            let now = ["ingress", "egress"].map(|direction| filters(&name, direction));
+            let now = ["ingress", "egress"].map(|direction| filters(name, direction));
             assert!(now.iter().all(|filters| filters.len() == 1), "{now:?}");
             assert_ne!(before.as_ref(), Some(&now), "it is the new program");
             before = Some(now);
         }
         // What is attached outlives who has attached it.
-        assert_eq!(filters(&name, "ingress").len(), 1);
+        assert_eq!(filters(name, "ingress").len(), 1);
     }
 }

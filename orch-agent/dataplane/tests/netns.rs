@@ -1,6 +1,7 @@
 //! A node in a namespace, two pods, a second node and a client outside: real packets through the real programs.
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+#[expect(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use std::{

@@ -2,6 +2,7 @@
 //! where the nodes are neighbours.
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+#[expect(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use std::{
