@@ -125,15 +125,10 @@ pub fn expect_answers<A: Family>(parsed: &Parsed<A>, tuple: &Tuple<A>) -> Result
             return Ok(());
         }
     }
-    let reply = Conntrack {
-        last_seen: now(),
-        becomes: answer,
-        kind: KIND_POLICY,
-        direction: DIRECTION_REPLY,
-        ..Conntrack::default()
-    };
+    let reply = reply_entry(parsed, 0, KIND_POLICY).ok_or(DropReason::ConntrackFull)?;
+    reply.becomes = answer;
     A::conntrack()
-        .insert(answer, reply, 0)
+        .insert(answer, &*reply, 0)
         .map_err(|_| DropReason::ConntrackFull)
 }
 

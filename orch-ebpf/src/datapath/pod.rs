@@ -152,7 +152,7 @@ fn follow<A: Family>(
     Ok(())
 }
 
-#[inline(never)]
+#[inline(always)]
 fn forward<A: Family>(ctx: &TcContext, config: &Config, parsed: &Parsed<A>) -> i32 {
     let Addresses { destination, .. } = skb::addresses(ctx, parsed);
     if let Some(endpoint) = endpoint(destination) {

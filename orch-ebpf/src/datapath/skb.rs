@@ -293,7 +293,7 @@ fn rewrite_identifier<A: Family>(
 }
 
 /// Puts the packet into a local pod's namespace.
-#[inline(always)]
+#[inline(never)]
 pub fn to_pod<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, endpoint: &Endpoint) -> i32 {
     if endpoint.flags & LIMITED_INGRESS != 0
         && let Err(reason) = bandwidth::take(endpoint.ifindex, INGRESS, ctx.length())
@@ -329,7 +329,7 @@ fn live_less<A: Family>(ctx: &TcContext, parsed: &Parsed<A>) -> Result<(), DropR
 }
 
 /// Sends the packet out of the uplink to whichever neighbour the routes name for its destination.
-#[inline(always)]
+#[inline(never)]
 pub fn to_node<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config) -> i32 {
     if let Err(reason) = live_less(ctx, parsed) {
         return refuse(ctx, reason, &parsed.tuple);
@@ -340,7 +340,7 @@ pub fn to_node<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config) 
 }
 
 /// Sends the packet through the tunnel to the node that the route names.
-#[inline(always)]
+#[inline(never)]
 pub fn to_tunnel<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config, route: &Route) -> i32 {
     let prepared = live_less(ctx, parsed)
         .and_then(|()| set_tunnel(ctx, route))
