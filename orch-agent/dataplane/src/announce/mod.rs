@@ -42,6 +42,11 @@ const TELL_AFTER: [Duration; 3] = [
     Duration::from_millis(1100),
     Duration::from_millis(3100),
 ];
+/// How often the network is told again. A node that was cut off never knew that another took its address, which gives
+/// it up without a word when the first is back: neighbours would go on to send to the other, alive or not.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+/// How many announcements may be sent at once; the others follow with the next tick.
+const TELL_AT_ONCE: usize = 250;
 
 /// What is to be announced, and by whom it may be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,7 +73,7 @@ pub async fn run(shared: Arc<Shared>, mut wanted: watch::Receiver<Option<Wanted>
         lives: Lives::default(),
         asked: BTreeMap::new(),
         held: None,
-        to_tell: Vec::new(),
+        to_tell: BTreeMap::new(),
     };
     let mut uplinks = announcer.shared.uplinks.subscribe();
     let mut ticks = tokio::time::interval(ASK_EVERY);
@@ -114,8 +119,8 @@ struct Announcer {
     asked: BTreeMap<String, Vec<IpAddr>>,
     /// What the maps hold, once that is known.
     held: Option<BTreeMap<IpAddr, Announced>>,
-    /// When the network is to be told of which address.
-    to_tell: Vec<(Instant, IpAddr)>,
+    /// When the network is to be told of which address, and for which time.
+    to_tell: BTreeMap<IpAddr, (Instant, usize)>,
 }
 
 impl Announcer {
@@ -164,8 +169,7 @@ impl Announcer {
         for (address, place) in &desired {
             if held.get(address) != Some(place) {
                 tracing::info!(%address, "this node announces the address now");
-                self.to_tell
-                    .extend(TELL_AFTER.map(|after| (now + after, *address)));
+                self.to_tell.insert(*address, (now, 0));
             }
         }
         for address in held.keys().filter(|address| !desired.contains_key(*address)) {
@@ -190,20 +194,27 @@ impl Announcer {
     }
 
     fn tell(&mut self, held: &BTreeMap<IpAddr, Announced>, now: Instant) {
-        self.to_tell.retain(|(when, address)| {
-            let Some(place) = held.get(address) else {
-                return false;
-            };
-            if *when > now {
-                return true;
+        self.to_tell.retain(|address, _| held.contains_key(address));
+        let mut sent = 0;
+        for (address, place) in held {
+            let (when, time) = self
+                .to_tell
+                .entry(*address)
+                .or_insert((now + TELL_EVERY, TELL_AFTER.len()));
+            if *when > now || sent == TELL_AT_ONCE {
+                continue;
             }
-            if let Err(error) =
-                sys::packet::send_frame(place.ifindex, &frames::announcement(*address, place.mac))
-            {
+            sent += 1;
+            let frame = frames::announcement(*address, place.mac);
+            if let Err(error) = sys::packet::send_frame(place.ifindex, &frame) {
                 tracing::warn!(%error, %address, "the network could not be told of an address");
             }
-            false
-        });
+            let pause = match (TELL_AFTER.get(*time), TELL_AFTER.get(*time + 1)) {
+                (Some(this), Some(next)) => next.saturating_sub(*this),
+                _ => TELL_EVERY,
+            };
+            (*when, *time) = (now + pause, *time + 1);
+        }
     }
 
     fn read(&self) -> Result<BTreeMap<IpAddr, Announced>, DataplaneError> {
