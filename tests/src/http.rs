@@ -1,4 +1,4 @@
-//! One HTTP/1.1 request on a connection of its own.
+//! HTTP/1.1 requests, each on a connection of its own or all on one.
 
 use std::{
     io::{Read as _, Write as _},
@@ -75,4 +75,43 @@ fn exchange(address: SocketAddr, method: &str, path: &str, body: &str, patience:
         head: head.to_owned(),
         body: body.to_owned(),
     })
+}
+
+/// A connection that stays.
+pub struct Kept(TcpStream);
+
+impl Kept {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn open(address: SocketAddr) -> Result<Self> {
+        let stream =
+            TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("failed to connect")?;
+        stream
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .context("failed to set a timeout")?;
+        Ok(Self(stream))
+    }
+
+    /// `GET /` on it; returns the head and what came of the body with it.
+    ///
+    /// # Errors
+    /// When it is broken.
+    pub fn get(&mut self) -> Result<String> {
+        self.0
+            .write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            .context("failed to send")?;
+        let mut answer = Vec::new();
+        // A server sends head and body at once; a body that comes late would be the next answer's start.
+        while !answer.ends_with(b"\n") || answer.ends_with(b"\r\n\r\n") {
+            let mut buffer = [0; 4096];
+            let length = self.0.read(&mut buffer).context("failed to receive")?;
+            if length == 0 {
+                bail!("the connection was closed");
+            }
+            answer.extend(buffer.get(..length).unwrap_or_default());
+        }
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
 }

@@ -143,5 +143,8 @@ pub fn agent_pid(node: &str) -> Result<i32> {
 /// When no agent runs.
 pub fn agent(node: &str) -> Result<PathBuf> {
     let link = format!("/proc/{}/exe", agent_pid(node)?);
-    std::fs::read_link(&link).with_context(|| format!("failed to read {link}"))
+    let program = std::fs::read_link(&link).with_context(|| format!("failed to read {link}"))?;
+    // What the kernel says of a program that was built anew since.
+    let text = program.to_string_lossy();
+    Ok(PathBuf::from(text.trim_end_matches(" (deleted)")))
 }

@@ -1,4 +1,4 @@
-//! A constant stream of requests, each on a connection of its own, and what became of them.
+//! A constant stream of requests, on new connections or on one that stays, and what became of them.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crate::http;
+use crate::http::{self, Kept};
 
 /// A running stream; [`Load::stop`] ends it.
 pub struct Load {
@@ -41,6 +41,37 @@ pub fn start(address: SocketAddr, path: &'static str, workers: usize) -> Load {
         })
         .collect();
     Load { stop, workers }
+}
+
+/// Requests from one connection that is never made anew; ends by itself after two minutes.
+///
+/// # Errors
+/// When there is no connection.
+pub fn keep(address: SocketAddr) -> anyhow::Result<Load> {
+    let mut kept = Kept::open(address)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let worker = std::thread::spawn(move || {
+        let mut tally = Tally::default();
+        for _ in 0..6_000 {
+            if stopped.load(Ordering::Relaxed) {
+                break;
+            }
+            match kept.get() {
+                Ok(_) => tally.answered += 1,
+                Err(error) => {
+                    tally.failures.push(format!("{error:#}"));
+                    break;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        tally
+    });
+    Ok(Load {
+        stop,
+        workers: vec![worker],
+    })
 }
 
 fn work(address: SocketAddr, path: &str, stop: &AtomicBool) -> Tally {

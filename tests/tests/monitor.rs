@@ -95,7 +95,8 @@ fn what_is_seen() -> Result<()> {
         json!({
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": { "name": "tcp-only" },
             "spec": { "podSelector": { "matchLabels": { "app": "server" } },
-                      "ingress": [{ "ports": [{ "port": "web" }] }] },
+                      "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "client" } } }],
+                                    "ports": [{ "port": "web" }] }] },
         }),
     ])?;
     let ip = ns.pod_ips("server")?.first().context("no address")?.to_string();
@@ -134,11 +135,12 @@ fn what_is_seen() -> Result<()> {
     });
     cases.case("the maps say what there is", || {
         let cluster_ip = ns.cluster_ips("web")?.first().context("no address")?.to_string();
+        let from = ns.pod_ips("client")?.first().context("no address")?.to_string();
         for (view, expected) in [
             ("services", &cluster_ip),
             ("backends", &ip),
             ("endpoints", &ip),
-            ("identities", &ip),
+            ("identities", &from),
         ] {
             let found = bpf(NODES[0], view)?.to_string();
             ensure(found.contains(expected.as_str()), || {

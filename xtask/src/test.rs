@@ -5,7 +5,13 @@ use clap::Args;
 
 use crate::{
     build_ebpf,
-    cluster::{load_image, residue, state::State, up},
+    cluster::{
+        load_image,
+        modes::{Families, Modes, Tunnel, Wanted, Xdp},
+        residue,
+        state::State,
+        up,
+    },
     deps::{self, Need},
     image, run, term,
 };
@@ -23,7 +29,12 @@ pub struct Options {
     cluster: bool,
 }
 
-/// Runs the tests of all crates, then those on a cluster of two nodes, which it starts and stops.
+/// How many nodes the cluster's tests name.
+const NODES: u8 = 3;
+/// What is tested once more with a tunnel between the nodes and without XDP: files of tests.
+const TUNNELLED: [&str; 2] = ["network", "services"];
+
+/// Runs the tests of all crates, then those on a cluster of three nodes, which it starts and stops.
 ///
 /// # Errors
 /// When a test fails, or something is left behind.
@@ -51,11 +62,33 @@ fn on_cluster(options: &Options) -> Result<()> {
     if before.is_none() && !residue::scan().is_empty() {
         bail!("something of a cluster is on this machine but no cluster: run `cargo xtask down` first");
     }
-    up::run(&up::Options {
-        nodes: Some(before.as_ref().map_or(2, |state| state.nodes.max(2))),
-        ..up::Options::default()
-    })?;
-    let outcome = tests(options);
+    // One cluster after the other would cost a minute: the same one changes its ways. A running one keeps its families.
+    let modes = before.as_ref().map(|state| state.modes);
+    let (nodes, families) = before.as_ref().map_or((NODES, Some(Families::Dual)), |state| {
+        (state.nodes.max(NODES), None)
+    });
+    let bring = |tunnel, xdp, no_build| {
+        up::run(&up::Options {
+            nodes: Some(nodes),
+            modes: Wanted {
+                ip_family: families,
+                tunnel: Some(tunnel),
+                xdp: Some(xdp),
+            },
+            no_build,
+            store: None,
+        })
+    };
+    bring(Tunnel::Off, Xdp::Native, false)?;
+    load_images()?;
+    let outcome = cluster_test(options, &[])
+        .and_then(|()| bring(Tunnel::Vxlan, Xdp::Off, true))
+        .and_then(|()| cluster_test(options, &TUNNELLED));
+    if outcome.is_ok()
+        && let Some(Modes { tunnel, xdp, .. }) = modes
+    {
+        bring(tunnel, xdp, true)?;
+    }
     if before.is_none() && (outcome.is_ok() || std::env::var_os("CI").is_some()) {
         crate::cluster::down::run()?;
     } else if outcome.is_err() {
@@ -64,19 +97,23 @@ fn on_cluster(options: &Options) -> Result<()> {
     outcome
 }
 
-fn tests(options: &Options) -> Result<()> {
+fn load_images() -> Result<()> {
     let recipes = image::all_recipes()?;
     let archives = recipes
         .iter()
         .map(|recipe| image::build(recipe))
         .collect::<Result<Vec<_>>>()?;
-    load_image::run(&archives)?;
+    load_image::run(&archives)
+}
+
+/// The tests of these files; of all where none is named.
+fn cluster_test(options: &Options, files: &[&str]) -> Result<()> {
+    let mut what = vec!["-p", "orch-tests"];
+    for file in files {
+        what.extend(["--test", file]);
+    }
     // One at a time: they measure what a user sees, and two cores are soon busy.
-    cargo_test(
-        &["-p", "orch-tests"],
-        options.filter.as_deref(),
-        &["--test-threads=1"],
-    )
+    cargo_test(&what, options.filter.as_deref(), &["--test-threads=1"])
 }
 
 fn cargo_test(what: &[&str], filter: Option<&str>, args: &[&str]) -> Result<()> {
