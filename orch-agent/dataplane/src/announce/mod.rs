@@ -44,7 +44,7 @@ const TELL_AFTER: [Duration; 3] = [
 ];
 /// How often the network is told again. A node that was cut off never knew that another took its address, which gives
 /// it up without a word when the first is back: neighbours would go on to send to the other, alive or not.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const TELL_EVERY: Duration = Duration::from_secs(3);
 /// How many announcements may be sent at once; the others follow with the next tick.
 const TELL_AT_ONCE: usize = 250;
 
