@@ -82,6 +82,9 @@ pub const CONFIG_FLOWS: u32 = 2;
 /// Flag of [`Config`]: packets from outside for backends on other nodes keep their source, travel in an IP packet of
 /// their own to the backend's node, and are answered from there ("direct server return").
 pub const CONFIG_DSR: u32 = 4;
+/// Flag of [`Config`]: maps move to another layout, and the entry of a flow may be on its way: a TCP segment that looks like
+/// one of a flow and has none is dropped, to be sent again, and not answered with a reset.
+pub const CONFIG_MOVING: u32 = 8;
 
 /// What an address of a node is.
 #[repr(C)]

@@ -46,7 +46,7 @@ use ipnet::IpNet;
 use orch_cluster::Cluster;
 use orch_ebpf::{
     ABI_VERSION,
-    config::{CONFIG_DSR, Config},
+    config::{CONFIG_DSR, CONFIG_MOVING, Config},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -92,6 +92,9 @@ impl Dataplane {
         let mut tasks: Vec<JoinHandle<()>> = reports::log(&mut programs).into_iter().collect();
         maps.configure(|settings| {
             configure(settings, &config);
+            if programs.is_moving() {
+                settings.flags |= CONFIG_MOVING;
+            }
             settings.uplink_ifindex = uplinks.primary().index;
             settings.uplink_mtu = uplinks.primary().mtu;
         })?;
@@ -126,7 +129,11 @@ impl Dataplane {
         {
             let mut programs = shared.programs.lock();
             programs.attach_sockets(&shared.config)?;
-            programs.settle()?;
+            if programs.is_moving() {
+                programs.settle()?;
+                let mut maps = shared.maps.lock();
+                maps.configure(|settings| settings.flags &= !CONFIG_MOVING)?;
+            }
         }
         tasks.push(tokio::spawn(uplinks::follow(Arc::clone(&shared))?));
         tasks.push(tokio::spawn(follow::run(Arc::clone(&shared), cluster)));
@@ -200,7 +207,7 @@ impl Dataplane {
 /// The settings that stay as long as the agent runs.
 fn configure(settings: &mut Config, config: &DataplaneConfig) {
     settings.abi_version = ABI_VERSION;
-    settings.flags &= !CONFIG_DSR;
+    settings.flags &= !(CONFIG_DSR | CONFIG_MOVING);
     if config.direct_return {
         settings.flags |= CONFIG_DSR;
     }

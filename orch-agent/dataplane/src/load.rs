@@ -133,6 +133,11 @@ impl Programs {
             .is_some_and(|migration| migration.is_anew(map))
     }
 
+    /// Whether maps move to another layout, until [`Self::settle`].
+    pub fn is_moving(&self) -> bool {
+        self.migration.is_some()
+    }
+
     /// Ends an upgrade of the maps, if there is one; to be called when every program has been attached.
     ///
     /// # Errors

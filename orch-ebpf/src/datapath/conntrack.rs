@@ -173,6 +173,14 @@ pub fn open_from_node<A: Family>(
     Err(DropReason::NoNatPort)
 }
 
+/// Whether a port may have been chosen for a translated source.
+#[inline(always)]
+pub fn is_nat_port(port: u16) -> bool {
+    NAT_PORTS
+        .iter()
+        .any(|(first, length)| port.wrapping_sub(*first) < *length)
+}
+
 #[inline(always)]
 fn nat_port(number: u32) -> u16 {
     let index = ((u64::from(number) * u64::from(NAT_PORTS_TOTAL)) >> 32) as u16;

@@ -7,12 +7,12 @@ use super::{
     family::{Family, endpoint, in_cluster, node_kind},
     nat,
     parse::{Bytes as _, ETHER_TYPE, Parsed, Ports, v6::ROUTING},
-    pod, policy,
+    pod, policy, service,
     skb::{self, Addresses},
 };
 use crate::{
-    Address4, Address6,
-    config::{Config, NODE_LOCAL},
+    Address4, Address6, PROTOCOL_TCP,
+    config::{CONFIG_MOVING, Config, NODE_LOCAL},
     conntrack::{KIND_MASQUERADE, KIND_SERVICE, Tuple},
     event::{DropReason, EVENT_FLOW},
     service::SCOPE_EXTERNAL,
@@ -92,7 +92,16 @@ fn decide<A: Family>(
         return Ok((Some(&known.becomes), conntrack::is_reply(known)));
     }
     if !parsed.opens() || in_cluster(config, tuple.destination) {
-        return Ok((None, false));
+        let port = tuple.destination_port;
+        return if comes_again(config, parsed)
+            && node_kind(tuple.destination) == NODE_LOCAL
+            && (conntrack::is_nat_port(port)
+                || service::find(tuple.destination, port, tuple.protocol, SCOPE_EXTERNAL).is_some())
+        {
+            Err(DropReason::ConntrackFull)
+        } else {
+            Ok((None, false))
+        };
     }
     let Some(choice) = nat::choose_external(parsed)? else {
         return Ok((None, false));
@@ -134,6 +143,8 @@ pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool)
             }
             Err(reason) => return skb::refuse(ctx, reason, tuple),
         }
+    } else if masquerade && comes_again(config, parsed) && leaves_cluster(config, tuple) {
+        return skb::refuse(ctx, DropReason::ConntrackFull, tuple);
     } else {
         return skb::pass(ctx);
     };
@@ -158,6 +169,12 @@ fn begins<A: Family>(parsed: &Parsed<A>) -> bool {
     !parsed.later_fragment
         && parsed.ports != Ports::Error
         && (A::HAS_CHECKSUM || parsed.tuple.protocol != ROUTING)
+}
+
+/// Whether a packet that has no flow may have one in a moment, while maps move: then it is dropped, and sent again.
+#[inline(always)]
+fn comes_again<A: Family>(config: &Config, parsed: &Parsed<A>) -> bool {
+    config.flags & CONFIG_MOVING != 0 && parsed.tuple.protocol == PROTOCOL_TCP && !parsed.opens()
 }
 
 /// Whether a packet goes from a local pod to somewhere that cannot answer a pod.

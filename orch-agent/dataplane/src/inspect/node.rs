@@ -5,8 +5,8 @@ use orch_ebpf::{
     Address,
     bandwidth::{BUCKETS_MAP, Bucket, BucketKey},
     config::{
-        ANNOUNCED_MAP, Announced, CONFIG_DROPS, CONFIG_DSR, CONFIG_FLOWS, CONFIG_MAP, Config, FamilyConfig,
-        NODE_LOCAL, NODES_MAP, Node, ROUTES_MAP, Route,
+        ANNOUNCED_MAP, Announced, CONFIG_DROPS, CONFIG_DSR, CONFIG_FLOWS, CONFIG_MAP, CONFIG_MOVING, Config,
+        FamilyConfig, NODE_LOCAL, NODES_MAP, Node, ROUTES_MAP, Route,
     },
     endpoint::{ENDPOINTS_MAP, Endpoint, ISOLATED_EGRESS, ISOLATED_INGRESS, LIMITED_EGRESS, LIMITED_INGRESS},
     event::{Counter, DropReason, METRICS_MAP, METRICS_PATHS, Path as Way},
@@ -127,6 +127,7 @@ pub(super) fn config(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
             (CONFIG_DROPS, "drops"),
             (CONFIG_FLOWS, "flows"),
             (CONFIG_DSR, "dsr"),
+            (CONFIG_MOVING, "moving"),
         ],
     );
     table.push(row!["abi_version", config.abi_version]);

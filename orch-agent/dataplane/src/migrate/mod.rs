@@ -183,7 +183,7 @@ impl Staging {
                 kept.insert(name, old);
                 continue;
             }
-            match transfer::check(&old_layout, new_layout, self.same_version) {
+            match transfer::check(&old_layout, new_layout) {
                 Ok(()) => {
                     let new_layout = new_layout.clone();
                     self.changes.insert(
@@ -244,7 +244,7 @@ impl Staging {
         for (name, change) in self.changes {
             let new = RawMap::open(&self.folder.join(&name)).map_err(kernel("open", &name))?;
             let layouts = (&change.old_layout, &change.new_layout);
-            let transfer = match Transfer::new(change.old, new, layouts, self.same_version) {
+            let transfer = match Transfer::new(change.old, new, layouts) {
                 Ok(transfer) => transfer,
                 Err(why) => {
                     tracing::warn!(map = name, why, "the map starts anew");

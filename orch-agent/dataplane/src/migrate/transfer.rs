@@ -24,8 +24,6 @@ enum Way {
     },
     /// The entries of an array, where the new one holds nothing yet.
     Array(Conversion),
-    /// The entries of a per-CPU array as they are, where the new one holds nothing yet.
-    Counters,
     /// The first ABI's slots.
     Slots,
 }
@@ -64,7 +62,7 @@ pub struct Transfer {
 ///
 /// # Errors
 /// Why there is none, in words.
-fn way(old: &Layout, new: &Layout, same_version: bool) -> Result<Way, String> {
+fn way(old: &Layout, new: &Layout) -> Result<Way, String> {
     let (Some((old_key, old_value)), Some((new_key, new_value))) = (&old.types, &new.types) else {
         return Err("nothing says what is in it".to_owned());
     };
@@ -93,9 +91,8 @@ fn way(old: &Layout, new: &Layout, same_version: bool) -> Result<Way, String> {
             })
         }
         ARRAY => Ok(Way::Array(values()?)),
-        // What an index counts is the version's.
-        PER_CPU_ARRAY if same_version && old_value == new_value => Ok(Way::Counters),
-        PER_CPU_ARRAY => Err("its counters start anew".to_owned()),
+        // What an index counts has moved with the number of things to count.
+        PER_CPU_ARRAY => Err("its counters count other things".to_owned()),
         _ => Err("such a map holds nothing to move".to_owned()),
     }
 }
@@ -104,8 +101,8 @@ fn way(old: &Layout, new: &Layout, same_version: bool) -> Result<Way, String> {
 ///
 /// # Errors
 /// Why there is none, in words.
-pub fn check(old: &Layout, new: &Layout, same_version: bool) -> Result<(), String> {
-    way(old, new, same_version).map(drop)
+pub fn check(old: &Layout, new: &Layout) -> Result<(), String> {
+    way(old, new).map(drop)
 }
 
 impl Transfer {
@@ -113,8 +110,8 @@ impl Transfer {
     ///
     /// # Errors
     /// Why there is no way between them, in words.
-    pub fn new(old: RawMap, new: RawMap, layouts: (&Layout, &Layout), same: bool) -> Result<Self, String> {
-        let way = way(layouts.0, layouts.1, same)?;
+    pub fn new(old: RawMap, new: RawMap, layouts: (&Layout, &Layout)) -> Result<Self, String> {
+        let way = way(layouts.0, layouts.1)?;
         Ok(Self { old, new, way })
     }
 
@@ -159,7 +156,6 @@ impl Transfer {
                 Ok(())
             })?,
             Way::Array(value) => moved = self.copy_array(|old| value.apply(old))?,
-            Way::Counters => moved = self.copy_array(|old| Some(old.to_vec()))?,
         }
         Ok(moved)
     }

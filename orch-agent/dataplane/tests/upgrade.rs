@@ -1,0 +1,247 @@
+//! A node whose programs and maps are of an older layout gets a new agent while clients talk through it.
+#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
+
+#[expect(dead_code, reason = "other tests use the rest")]
+mod support;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, Map, MapData, MapInfo},
+    programs::{
+        SchedClassifier,
+        links::{FdLink, PinnedLink},
+    },
+};
+use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, inspect, maps};
+use orch_ebpf::{
+    Address4,
+    conntrack::{CONNTRACK_MAX, Conntrack, Tuple},
+};
+use serde_json::json;
+use support::{Fake, Namespace};
+
+#[repr(C, align(8))]
+struct Aligned<T: ?Sized>(T);
+
+/// The object that the crate embeds.
+static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/orch.bpf.o")));
+
+/// The map that had another capacity in the older release.
+const MAP: &str = "ORCH_CONNTRACK4";
+const FORMER_MAX: u32 = 131_072;
+/// Program and start of its pins' names.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("pod_ingress", "pod_"),
+    ("pod_egress", "podegress_"),
+    ("uplink_ingress", "uplink_ingress_"),
+    ("uplink_egress", "uplink_egress_"),
+];
+const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
+
+#[test]
+fn helper() {
+    support::help();
+}
+
+struct Pins(DataplaneConfig);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _ = orch_dataplane::remove_pins(&self.0.bpf_root);
+        let _ = std::fs::remove_dir(&self.0.cgroup_path);
+    }
+}
+
+fn config(name: &str) -> DataplaneConfig {
+    let name = format!("orch-{name}-{}", std::process::id());
+    let cgroups = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+    let cgroups = cgroups.into_iter().find(|path| path.is_dir()).unwrap();
+    DataplaneConfig {
+        node_name: "n1".into(),
+        node_ips: vec!["172.31.9.11".parse().unwrap()],
+        uplinks: Vec::new(),
+        bpf_root: PathBuf::from("/sys/fs/bpf").join(&name),
+        cgroup_path: cgroups.join(&name),
+        run_dir: std::env::temp_dir().join(&name),
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        cluster_dns: vec!["10.96.0.10".parse().unwrap()],
+        xdp: XdpMode::Off,
+        tunnel: Tunnel::Off,
+        direct_return: false,
+        proxy_health: None,
+    }
+}
+
+/// Puts programs and a table of connections of an older release into the place of today's.
+fn make_older(root: &Path) -> Ebpf {
+    let folder = maps::folder(root);
+    std::fs::remove_file(folder.join(MAP)).unwrap();
+    let names: Vec<String> = maps::names().collect();
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries(MAP, FORMER_MAX);
+    for name in &names {
+        loader.map_pin_path(name, folder.join(name));
+    }
+    let mut ebpf = loader.load(&OBJECT.0).unwrap();
+    for (name, start) in PROGRAMS {
+        let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap();
+        let mut swapped = 0;
+        for entry in std::fs::read_dir(root.join("links")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap().to_str().unwrap().starts_with(start) {
+                let link = FdLink::from(PinnedLink::from_pin(path).unwrap());
+                program.attach_to_link(link.try_into().unwrap()).unwrap();
+                swapped += 1;
+            }
+        }
+        assert_eq!(swapped, 1, "{name}");
+    }
+    ebpf
+}
+
+fn flows(root: &Path) -> usize {
+    let map = Map::from_map_data(MapData::from_pin(maps::folder(root).join(MAP)).unwrap()).unwrap();
+    HashMap::<_, Tuple<Address4>, Conntrack<Address4>>::try_from(map)
+        .unwrap()
+        .keys()
+        .count()
+}
+
+fn say(stream: &mut TcpStream, word: &[u8]) -> std::io::Result<()> {
+    stream.write_all(word)?;
+    let mut back = vec![0; word.len()];
+    stream.read_exact(&mut back)?;
+    assert_eq!(back, word);
+    Ok(())
+}
+
+fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(20))?;
+    stream.set_read_timeout(PATIENCE)?;
+    stream.set_nodelay(true)?;
+    say(&mut stream, b"hello")?;
+    Ok(stream)
+}
+
+async fn start(config: &DataplaneConfig, fake: &mut Fake) -> Arc<Dataplane> {
+    fake.open_policies();
+    let dataplane = Dataplane::start(config.clone(), Arc::clone(&fake.cluster))
+        .await
+        .unwrap();
+    let cidr = "10.244.1.0/24".parse().unwrap();
+    dataplane.set_pod_cidrs(&[cidr]).await.unwrap();
+    dataplane
+}
+
+async fn connect_pod(dataplane: &Dataplane, netns: PathBuf) -> IpAddr {
+    let pod = PodAttachment {
+        uid: "uid".into(),
+        namespace: "default".into(),
+        name: "pod".into(),
+        netns,
+        ..PodAttachment::default()
+    };
+    dataplane.attach_pod(&pod).await.unwrap()[0]
+}
+
+#[test]
+fn connections_outlive_the_layout_of_their_table() {
+    let [node, outside, pod] = ["un", "uo", "up"].map(Namespace::new);
+    node.ip(&format!(
+        "link add eth0 type veth peer name eth0 netns {}",
+        outside.name
+    ));
+    for (namespace, address) in [(&node, "172.31.9.11/24"), (&outside, "172.31.9.1/24")] {
+        namespace.ip("link set eth0 up");
+        namespace.ip(&format!("addr add {address} dev eth0"));
+    }
+    node.enter();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(upgrade(&outside, &pod));
+}
+
+async fn upgrade(outside: &Namespace, pod: &Namespace) {
+    let pins = Pins(config("upgrade"));
+    let root = &pins.0.bpf_root;
+    let mut fake = Fake::new();
+    let dataplane = start(&pins.0, &mut fake).await;
+    let address = connect_pod(&dataplane, pod.path()).await;
+    pod.serve_echo("0.0.0.0".parse().unwrap(), 8080);
+    fake.ready();
+    fake.service(json!({
+        "metadata": {"name": "web"},
+        "spec": {"type": "NodePort", "clusterIP": "10.96.7.7", "clusterIPs": ["10.96.7.7"],
+            "ports": [{"name": "http", "port": 80, "nodePort": 30080}]},
+    }));
+    fake.slice(json!({
+        "metadata": {"name": "web-http", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+        "endpoints": [{"addresses": [address], "nodeName": "n1", "conditions": {"ready": true}}],
+    }));
+    let rows = || inspect::read(root, inspect::View::Services).unwrap().json();
+    while rows().as_array().unwrap().len() < 3 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(dataplane);
+
+    drop(make_older(root));
+    let to = SocketAddr::new(pins.0.node_ips[0], 30080);
+    let mut idle = outside.thread(move || connect(to).unwrap()).join().unwrap();
+    assert_eq!(flows(root), 2, "both directions, in the older table");
+
+    // One connection is never still, and others come and go.
+    let over = Arc::new(AtomicBool::new(false));
+    let ends = Arc::clone(&over);
+    let talk = outside.thread(move || {
+        let mut stream = connect(to).unwrap();
+        while !ends.load(Ordering::Relaxed) {
+            say(&mut stream, b"again").unwrap();
+        }
+    });
+    let ends = Arc::clone(&over);
+    let come = outside.thread(move || {
+        let mut connections = 0;
+        while !ends.load(Ordering::Relaxed) {
+            connect(to).unwrap();
+            connections += 1;
+        }
+        connections
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let dataplane = start(&pins.0, &mut fake).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    over.store(true, Ordering::Relaxed);
+    let connections = come.join().unwrap();
+    talk.join().unwrap();
+    assert!(connections > 10, "{connections}");
+    say(&mut idle, b"still here").unwrap();
+
+    let table = MapInfo::from_pin(maps::folder(root).join(MAP)).unwrap();
+    assert_eq!(table.max_entries() as usize, CONNTRACK_MAX);
+    assert!(
+        flows(root) >= 2 * connections,
+        "{connections} and two more, in the new table"
+    );
+    let folders = std::fs::read_dir(root).unwrap().count();
+    assert_eq!(folders, 2, "maps and links");
+    let all = inspect::read(root, inspect::View::Services).unwrap().json();
+    assert_eq!(all.as_array().unwrap().len(), 3);
+    assert_eq!(connect_pod(&dataplane, pod.path()).await, address);
+}
