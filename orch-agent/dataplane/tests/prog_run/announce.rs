@@ -27,11 +27,17 @@ const ALL: [u8; 6] = [0xff; 6];
 fn arp_for_an_announced_address() {
     let mut bench = Bench::new();
     let [world, _] = &WORLDS;
-    let [IpAddr::V4(address), IpAddr::V4(asker), IpAddr::V4(node)] = [world.balancer, world.gateway, world.node] else {
+    let [IpAddr::V4(address), IpAddr::V4(asker), IpAddr::V4(node)] =
+        [world.balancer, world.gateway, world.node]
+    else {
         panic!()
     };
     let request = arp(1, ALL, (ASKER, asker), (NOBODY, address));
-    assert_eq!(bench.run(At::FromUplink, &request), (PASS, request.clone()), "nobody announces it");
+    assert_eq!(
+        bench.run(At::FromUplink, &request),
+        (PASS, request.clone()),
+        "nobody announces it"
+    );
     bench.announce(world.balancer, UPLINK, MAC);
     let before = bench.counters();
     let answer = arp(2, ASKER, (MAC, address), (ASKER, asker));
@@ -40,7 +46,11 @@ fn arp_for_an_announced_address() {
     let mut short = request.clone();
     short.resize(60, 0);
     let (verdict, out) = bench.run(At::FromUplink, &short);
-    assert_eq!((verdict, out.len(), &out[42..]), (REDIRECT, 60, &[0; 18][..]), "a frame filled up");
+    assert_eq!(
+        (verdict, out.len(), &out[42..]),
+        (REDIRECT, 60, &[0; 18][..]),
+        "a frame filled up"
+    );
     let mut hardware = request.clone();
     hardware[15] = 6;
     for (frame, name) in [
@@ -54,7 +64,11 @@ fn arp_for_an_announced_address() {
     }
     assert_eq!(bench.run(At::FromPod, &request), (PASS, request.clone()), "a pod");
     bench.announce(world.balancer, OTHER_LINK, MAC);
-    assert_eq!(bench.run(At::FromUplink, &request), (PASS, request.clone()), "another interface");
+    assert_eq!(
+        bench.run(At::FromUplink, &request),
+        (PASS, request.clone()),
+        "another interface"
+    );
 }
 
 #[test]
@@ -68,16 +82,36 @@ fn neighbour_solicitations_for_an_announced_address() {
     let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x77).into();
     let ask = |from, to, mac| solicitation(from, to, address, mac);
     let group_ask = ask(world.gateway, group, Some(ASKER));
-    bench.check(world, &passes("nobody announces it", At::FromUplink, group_ask.clone()));
+    bench.check(
+        world,
+        &passes("nobody announces it", At::FromUplink, group_ask.clone()),
+    );
     bench.announce(world.balancer, UPLINK, MAC);
     let macs: [u8; 12] = [ASKER, MAC].concat().try_into().unwrap();
-    for (from, to) in [(world.gateway, group), (link_local, group), (world.gateway, world.balancer)] {
+    for (from, to) in [
+        (world.gateway, group),
+        (link_local, group),
+        (world.gateway, world.balancer),
+    ] {
         let answer = advertisement(world.balancer, from, address, MAC).with_macs(macs);
-        bench.check(world, &turns("asked", At::FromUplink, ask(from, to, Some(ASKER)), REDIRECT, answer, &[Announced]));
+        bench.check(
+            world,
+            &turns(
+                "asked",
+                At::FromUplink,
+                ask(from, to, Some(ASKER)),
+                REDIRECT,
+                answer,
+                &[Announced],
+            ),
+        );
     }
     let nobody = Ipv6Addr::UNSPECIFIED.into();
     for (sent, name) in [
-        (solicitation(world.gateway, group, node, Some(ASKER)), "another address"),
+        (
+            solicitation(world.gateway, group, node, Some(ASKER)),
+            "another address",
+        ),
         (group_ask.with_ttl(254), "by a router"),
         (ask(nobody, group, None), "detection of duplicates"),
         (ask(nobody, group, Some(ASKER)), "from nobody"),
@@ -96,15 +130,25 @@ fn an_announced_address_has_its_services_and_nothing_else() {
     for world in &WORLDS {
         bench.announce(world.balancer, UPLINK, MAC);
         for sent in [
-            world.from_client(TCP, (world.balancer, 22)),
-            world.from_client(UDP, (world.balancer, 22)),
-            world.from_client(world.icmp, (world.balancer, 0)),
+            world.by_client(TCP, (world.balancer, 22)),
+            world.by_client(UDP, (world.balancer, 22)),
+            world.by_client(world.icmp, (world.balancer, 0)),
         ] {
             bench.check(world, &drops("no service", At::FromUplink, sent, NoService));
         }
-        let ask = world.from_client(TCP, (world.balancer, 80));
+        let ask = world.by_client(TCP, (world.balancer, 80));
         let out = ask.to((world.other, 8080)).with_macs(OTHER_MACS);
-        bench.check(world, &turns("a service", At::FromUplink, ask, REDIRECT, out, &[NewFlow, Translated, ToPod]));
+        bench.check(
+            world,
+            &turns(
+                "a service",
+                At::FromUplink,
+                ask,
+                REDIRECT,
+                out,
+                &[NewFlow, Translated, ToPod],
+            ),
+        );
     }
 }
 
@@ -113,7 +157,9 @@ fn an_announced_address_has_its_services_and_nothing_else() {
 fn every_answers_checksum_is_right() {
     let mut bench = Bench::new();
     let [_, world] = &WORLDS;
-    let IpAddr::V6(address) = world.balancer else { panic!() };
+    let IpAddr::V6(address) = world.balancer else {
+        panic!()
+    };
     for number in 0..500_u16 {
         let [high, low] = number.wrapping_mul(0x9e37).to_be_bytes();
         let mac = [2, high, low, !high, 0xff, low];

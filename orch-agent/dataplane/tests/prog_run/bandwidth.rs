@@ -18,7 +18,10 @@ use crate::{
 const NEVER: u64 = 0;
 
 fn key(direction: u8) -> BucketKey {
-    BucketKey { ifindex: POD_LINK, direction: u32::from(direction) }
+    BucketKey {
+        ifindex: POD_LINK,
+        direction: u32::from(direction),
+    }
 }
 
 /// How many of the packets pass one after the other before one is dropped.
@@ -34,13 +37,23 @@ fn passes(bench: &mut Bench, at: At, packet: &Packet) -> usize {
 }
 
 fn full(rate: u64, burst: u64) -> Bucket {
-    Bucket { rate, burst, tokens: burst, last: 0 }
+    Bucket {
+        rate,
+        burst,
+        tokens: burst,
+        last: 0,
+    }
 }
 
 fn ways(world: &World) -> [(u8, u32, At, Packet); 3] {
     let to_pod = |source| world.packet(UDP, (source, 4000), (world.pod, 80));
     [
-        (EGRESS, LIMITED_EGRESS, At::FromPod, world.from_pod(UDP, (world.other, 80))),
+        (
+            EGRESS,
+            LIMITED_EGRESS,
+            At::FromPod,
+            world.by_pod(UDP, (world.other, 80)),
+        ),
         (INGRESS, LIMITED_INGRESS, At::FromUplink, to_pod(world.client)),
         (INGRESS, LIMITED_INGRESS, At::ToPod, to_pod(world.node)),
     ]
@@ -53,7 +66,11 @@ fn a_bucket_lets_its_bytes_pass_and_no_more() {
         for (direction, flag, at, packet) in ways(world) {
             let size = packet.bytes().len() as u64;
             bench.limit(key(direction), full(NEVER, size * 5 + size / 2));
-            assert_eq!(passes(&mut bench, at, &packet), 1000, "without the flag nobody looks");
+            assert_eq!(
+                passes(&mut bench, at, &packet),
+                1000,
+                "without the flag nobody looks"
+            );
             bench.isolate(world.pod, 0, flag);
             assert_eq!(passes(&mut bench, at, &packet), 5, "{} {at:?}", world.name);
             assert_eq!(passes(&mut bench, at, &packet), 0);
@@ -61,9 +78,12 @@ fn a_bucket_lets_its_bytes_pass_and_no_more() {
             assert_eq!((left.tokens, left.rate), (size / 2, NEVER));
             // The other direction is another's.
             let (back, out) = if direction == EGRESS {
-                (At::FromUplink, world.packet(UDP, (world.client, 1), (world.pod, 1)))
+                (
+                    At::FromUplink,
+                    world.packet(UDP, (world.client, 1), (world.pod, 1)),
+                )
             } else {
-                (At::FromPod, world.from_pod(UDP, (world.other, 80)))
+                (At::FromPod, world.by_pod(UDP, (world.other, 80)))
             };
             assert_eq!(passes(&mut bench, back, &out), 1000);
             bench.isolate(world.pod, 0, 0);
@@ -79,13 +99,25 @@ fn time_fills_a_bucket_up_to_its_burst() {
             let size = packet.bytes().len() as u64;
             bench.isolate(world.pod, 0, flag);
             // Empty since the clock began, at a byte a second: what four seconds earn and no more.
-            let empty = Bucket { rate: 1, burst: size * 3, tokens: 0, last: 0 };
+            let empty = Bucket {
+                rate: 1,
+                burst: size * 3,
+                tokens: 0,
+                last: 0,
+            };
             bench.limit(key(direction), empty);
             assert_eq!(passes(&mut bench, at, &packet), 0);
             let left = bench.maps.buckets.get(&key(direction), 0).unwrap();
             assert!(left.last > 0 && left.tokens <= 4, "{left:?}");
             // At a high rate it is full, and not fuller.
-            bench.limit(key(direction), Bucket { rate: 1 << 20, burst: size, ..empty });
+            bench.limit(
+                key(direction),
+                Bucket {
+                    rate: 1 << 20,
+                    burst: size,
+                    ..empty
+                },
+            );
             bench.run(at, &packet.bytes());
             let left = bench.maps.buckets.get(&key(direction), 0).unwrap();
             assert_eq!(left.tokens, 0, "{} {at:?}", world.name);

@@ -263,7 +263,10 @@ fn fill<A: MapAddress>(maps: &mut FamilyMaps<A>, world: &World) {
     for (ip, kind) in [(world.node, NODE_LOCAL), (world.neighbour, NODE_REMOTE)] {
         maps.nodes.insert(family(ip), Node { kind }, 0).unwrap();
     }
-    for (ip, ifindex, macs) in [(world.pod, POD_LINK, POD_MACS), (world.other, OTHER_LINK, OTHER_MACS)] {
+    for (ip, ifindex, macs) in [
+        (world.pod, POD_LINK, POD_MACS),
+        (world.other, OTHER_LINK, OTHER_MACS),
+    ] {
         let (pod, node) = macs.split_at(6);
         let endpoint = Endpoint {
             ifindex,

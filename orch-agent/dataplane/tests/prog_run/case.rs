@@ -124,4 +124,3 @@ pub fn turns(name: &'static str, at: At, sent: Packet, verdict: u32, out: Packet
         counts: paths.iter().copied().map(Count::Took).collect(),
     }
 }
-

@@ -19,7 +19,11 @@ use crate::{
 /// The flow whose packets are like this one.
 fn flow(bench: &Bench, world: &World, packet: &Packet) -> Flow {
     let wanted = Sides::of(packet);
-    bench.flows(world).into_iter().find(|flow| flow.key == wanted).unwrap()
+    bench
+        .flows(world)
+        .into_iter()
+        .find(|flow| flow.key == wanted)
+        .unwrap()
 }
 
 /// Whether the packet opens a flow, and where it leads.
@@ -36,12 +40,15 @@ fn both_directions_say_what_becomes_of_the_flow() {
     let mut bench = Bench::new();
     for world in &WORLDS {
         for protocol in [TCP, UDP, SCTP] {
-            let ask = world.from_client(protocol, (world.node, 30_080));
+            let ask = world.by_client(protocol, (world.node, 30_080));
             bench.run(At::FromUplink, &ask.bytes());
             let arrived = ask.to((world.other, 8080));
             let [there, back] = [flow(&bench, world, &ask), flow(&bench, world, &arrived.answer())];
             assert_eq!((there.kind, back.kind), (KIND_SERVICE, KIND_SERVICE));
-            assert_eq!((there.direction, back.direction), (DIRECTION_ORIGINAL, DIRECTION_REPLY));
+            assert_eq!(
+                (there.direction, back.direction),
+                (DIRECTION_ORIGINAL, DIRECTION_REPLY)
+            );
             assert_eq!(there.becomes, Sides::of(&arrived));
             assert_eq!(back.becomes, Sides::of(&ask.answer()));
             assert!(there.backend != 0 && there.backend == back.backend);
@@ -49,12 +56,18 @@ fn both_directions_say_what_becomes_of_the_flow() {
             assert_eq!((there.seen, back.seen, there.hop), (syn, 0, 0));
             assert!(there.last_seen > 0);
         }
-        let out = world.from_pod(UDP, (world.client, 53));
+        let out = world.by_pod(UDP, (world.client, 53));
         let (_, seen) = bench.see(At::ToUplink, &out);
         let left = out.from(seen.source);
         let [there, back] = [flow(&bench, world, &out), flow(&bench, world, &left.answer())];
-        assert_eq!((there.kind, back.kind, there.backend), (KIND_MASQUERADE, KIND_MASQUERADE, 0));
-        assert_eq!((there.becomes, back.becomes), (Sides::of(&left), Sides::of(&out.answer())));
+        assert_eq!(
+            (there.kind, back.kind, there.backend),
+            (KIND_MASQUERADE, KIND_MASQUERADE, 0)
+        );
+        assert_eq!(
+            (there.becomes, back.becomes),
+            (Sides::of(&left), Sides::of(&out.answer()))
+        );
     }
 }
 
@@ -62,18 +75,28 @@ fn both_directions_say_what_becomes_of_the_flow() {
 fn flags_that_pass_are_noted_on_their_side() {
     let mut bench = Bench::new();
     for world in &WORLDS {
-        let ask = world.from_client(TCP, (world.node, 30_080));
+        let ask = world.by_client(TCP, (world.node, 30_080));
         let answer = ask.to((world.other, 8080)).answer();
         bench.run(At::FromUplink, &ask.bytes());
         for (packet, at, flags, seen) in [
             (&answer, At::FromOther, SYN | ACK, SEEN_SYN | SEEN_TRAFFIC),
             (&ask, At::FromUplink, ACK, SEEN_SYN | SEEN_TRAFFIC),
-            (&ask, At::FromUplink, FIN | ACK, SEEN_SYN | SEEN_TRAFFIC | SEEN_FIN),
+            (
+                &ask,
+                At::FromUplink,
+                FIN | ACK,
+                SEEN_SYN | SEEN_TRAFFIC | SEEN_FIN,
+            ),
             (&answer, At::FromOther, RST, SEEN_SYN | SEEN_TRAFFIC | SEEN_RST),
             (&answer, At::FromOther, ACK, SEEN_SYN | SEEN_TRAFFIC | SEEN_RST),
         ] {
             bench.run(at, &packet.with_flags(flags).bytes());
-            assert_eq!(flow(&bench, world, packet).seen, seen, "{} {flags:#x}", world.name);
+            assert_eq!(
+                flow(&bench, world, packet).seen,
+                seen,
+                "{} {flags:#x}",
+                world.name
+            );
         }
     }
 }
@@ -82,18 +105,30 @@ fn flags_that_pass_are_noted_on_their_side() {
 fn time_is_written_again_after_a_second_but_not_for_an_error() {
     let mut bench = Bench::new();
     for world in &WORLDS {
-        let ask = world.from_client(UDP, (world.node, 30_080));
+        let ask = world.by_client(UDP, (world.node, 30_080));
         bench.run(At::FromUplink, &ask.bytes());
         let fresh = flow(&bench, world, &ask);
         bench.run(At::FromUplink, &ask.bytes());
-        assert_eq!(flow(&bench, world, &ask).last_seen, fresh.last_seen, "not again within a second");
-        let old = Flow { last_seen: 1, ticks: 0, ..fresh };
+        assert_eq!(
+            flow(&bench, world, &ask).last_seen,
+            fresh.last_seen,
+            "not again within a second"
+        );
+        let old = Flow {
+            last_seen: 1,
+            ticks: 0,
+            ..fresh
+        };
         bench.put_flow(&old);
         let quoted = ask.answer().quote(8);
         let (kind, code) = if world.pod.is_ipv4() { (3, 3) } else { (1, 4) };
         let sent = error(world.client, world.node, kind, code, 0, quoted);
         assert_eq!(bench.see(At::FromUplink, &sent).1.destination.0, world.other);
-        assert_eq!(flow(&bench, world, &ask).last_seen, 1, "an error is no sign of life");
+        assert_eq!(
+            flow(&bench, world, &ask).last_seen,
+            1,
+            "an error is no sign of life"
+        );
         bench.run(At::FromUplink, &ask.bytes());
         assert!(flow(&bench, world, &ask).last_seen >= fresh.last_seen);
     }
@@ -102,15 +137,23 @@ fn time_is_written_again_after_a_second_but_not_for_an_error() {
 #[test]
 fn an_established_flow_keeps_its_backend_and_a_reused_port_gets_a_live_one() {
     let mut bench = Bench::new();
-    let ask = |world: &World| world.from_client(TCP, (world.node, 30_080));
+    let ask = |world: &World| world.by_client(TCP, (world.node, 30_080));
     for world in &WORLDS {
         bench.run(At::FromUplink, &ask(world).bytes());
     }
     bench.refill(TCP, 80, |world| vec![(world.pod, 8080)]);
     for world in &WORLDS {
         let ask = ask(world);
-        assert_eq!(opens(&mut bench, &ask.with_flags(ACK)), (false, world.other), "{}", world.name);
-        assert_eq!(opens(&mut bench, &ask.from((world.client, 4001))), (true, world.pod));
+        assert_eq!(
+            opens(&mut bench, &ask.with_flags(ACK)),
+            (false, world.other),
+            "{}",
+            world.name
+        );
+        assert_eq!(
+            opens(&mut bench, &ask.from((world.client, 4001))),
+            (true, world.pod)
+        );
         assert_eq!(opens(&mut bench, &ask), (true, world.pod), "its backend is gone");
         assert_eq!(opens(&mut bench, &ask.with_flags(ACK)), (false, world.pod));
     }
@@ -120,7 +163,7 @@ fn an_established_flow_keeps_its_backend_and_a_reused_port_gets_a_live_one() {
 fn a_first_segment_on_a_finished_flow_opens_anew() {
     let mut bench = Bench::new();
     for world in &WORLDS {
-        let ask = world.from_client(TCP, (world.node, 30_080));
+        let ask = world.by_client(TCP, (world.node, 30_080));
         assert!(opens(&mut bench, &ask).0);
         assert!(!opens(&mut bench, &ask).0, "sent again");
         for end in [FIN | ACK, RST, RST | ACK] {
@@ -136,14 +179,17 @@ fn a_first_segment_on_a_finished_flow_opens_anew() {
 fn a_finished_flow_to_a_remote_backend_gets_another_port_of_the_node() {
     let mut bench = Bench::new();
     for world in &WORLDS {
-        let ask = world.from_client(TCP, (world.node, 30_081));
+        let ask = world.by_client(TCP, (world.node, 30_081));
         bench.run(At::FromUplink, &ask.bytes());
         bench.run(At::FromUplink, &ask.with_flags(FIN | ACK).bytes());
         let (_, seen) = bench.see(At::FromUplink, &ask);
         assert_eq!(flow(&bench, world, &ask).becomes.source, seen.source);
         let answer = ask.between((world.remote, 8080), seen.source);
         let (_, seen) = bench.see(At::FromUplink, &answer.with_flags(SYN | ACK));
-        assert_eq!((seen.source, seen.destination), ((world.node, 30_081), (world.client, 4000)));
+        assert_eq!(
+            (seen.source, seen.destination),
+            ((world.node, 30_081), (world.client, 4000))
+        );
     }
 }
 

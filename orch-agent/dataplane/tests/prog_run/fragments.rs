@@ -29,10 +29,16 @@ fn through(bench: &mut Bench, at: At, frame: &[u8], identification: u16) -> ([u3
 }
 
 fn dresses(world: &World) -> Vec<Packet> {
-    let plain = long(world.from_client(UDP, (world.node, 30_080)));
+    let plain = long(world.by_client(UDP, (world.node, 30_080)));
     if world.pod.is_ipv4() {
         let option_words = 4;
-        return vec![plain.clone(), Packet { option_words, ..plain }];
+        return vec![
+            plain.clone(),
+            Packet {
+                option_words,
+                ..plain
+            },
+        ];
     }
     let extensions = vec![Extension::padding(HOP_BY_HOP, 1)];
     vec![plain.clone(), Packet { extensions, ..plain }]
@@ -61,12 +67,15 @@ fn to_a_remote_backend_and_back() {
     let mut bench = Bench::new();
     for world in &WORLDS {
         for protocol in [TCP, UDP] {
-            let ask = long(world.from_client(protocol, (world.node, 30_081)));
+            let ask = long(world.by_client(protocol, (world.node, 30_081)));
             let id = u16::from(protocol) * 10;
             let (verdicts, whole) = through(&mut bench, At::FromUplink, &ask.bytes(), id);
             assert_eq!(verdicts, [REDIRECT; 2], "{}", world.name);
             let source = read(&whole).source;
-            assert_eq!(whole, ask.between(source, (world.remote, 8080)).with_ttl(63).bytes());
+            assert_eq!(
+                whole,
+                ask.between(source, (world.remote, 8080)).with_ttl(63).bytes()
+            );
             let answer = ask.between((world.remote, 8080), source);
             let (verdicts, whole) = through(&mut bench, At::FromUplink, &answer.bytes(), id + 1);
             assert_eq!(verdicts, [REDIRECT; 2]);
@@ -81,17 +90,20 @@ fn from_a_pod_and_back() {
     let mut bench = Bench::new();
     for world in &WORLDS {
         for protocol in [TCP, UDP] {
-            let ask = long(world.from_pod(protocol, (world.service, 80)));
+            let ask = long(world.by_pod(protocol, (world.service, 80)));
             let id = 1000 + u16::from(protocol) * 10;
             let (_, whole) = through(&mut bench, At::FromPod, &ask.bytes(), id);
             assert_eq!(whole, ask.to((world.other, 8080)).with_macs(OTHER_MACS).bytes());
             let answer = ask.to((world.other, 8080)).answer();
             let (_, whole) = through(&mut bench, At::FromOther, &answer.bytes(), id + 1);
-            assert_eq!(whole, answer.from((world.service, 80)).with_macs(POD_MACS).bytes());
+            assert_eq!(
+                whole,
+                answer.from((world.service, 80)).with_macs(POD_MACS).bytes()
+            );
         }
         for protocol in [TCP, UDP, world.icmp] {
             let port = if protocol == world.icmp { 0 } else { 443 };
-            let out = long(world.from_pod(protocol, (world.client, port)));
+            let out = long(world.by_pod(protocol, (world.client, port)));
             let id = 2000 + u16::from(protocol) * 10;
             let (verdicts, whole) = through(&mut bench, At::ToUplink, &out.bytes(), id);
             assert_eq!(verdicts, [PASS; 2]);
@@ -110,9 +122,13 @@ fn from_a_pod_and_back() {
 fn a_later_one_without_its_first_is_left_alone() {
     let mut bench = Bench::new();
     for world in &WORLDS {
-        let ask = long(world.from_client(UDP, (world.node, 30_080)));
+        let ask = long(world.by_client(UDP, (world.node, 30_080)));
         let [first, later] = split(&ask.bytes(), 5, 77);
-        assert_eq!(bench.run(At::FromUplink, &later), (PASS, later.clone()), "nobody knows the ports");
+        assert_eq!(
+            bench.run(At::FromUplink, &later),
+            (PASS, later.clone()),
+            "nobody knows the ports"
+        );
         assert_eq!(bench.run(At::FromUplink, &first).0, REDIRECT);
         let (verdict, out) = bench.run(At::FromUplink, &later);
         assert_eq!((verdict, read(&out).destination.0), (REDIRECT, world.other));
@@ -122,7 +138,7 @@ fn a_later_one_without_its_first_is_left_alone() {
         let [_, other] = split(&ask.from((world.stranger, 4000)).bytes(), 5, 77);
         assert_eq!(bench.run(At::FromUplink, &other), (PASS, other.clone()));
         // A pod's fragment of nothing known opens no masquerade.
-        let out = long(world.from_pod(UDP, (world.client, 53)));
+        let out = long(world.by_pod(UDP, (world.client, 53)));
         let [_, later] = split(&out.bytes(), 5, 79);
         assert_eq!(bench.run(At::ToUplink, &later), (PASS, later.clone()));
     }
@@ -132,7 +148,7 @@ fn a_later_one_without_its_first_is_left_alone() {
 fn a_first_one_opens_a_flow_and_is_counted() {
     let mut bench = Bench::new();
     for world in &WORLDS {
-        let ask = long(world.from_client(UDP, (world.node, 30_080)));
+        let ask = long(world.by_client(UDP, (world.node, 30_080)));
         let [first, later] = split(&ask.bytes(), 5, 80);
         let paths = |counted: Vec<(crate::case::Count, u64)>| counted.len();
         let before = bench.counters();
@@ -150,10 +166,13 @@ fn a_first_one_opens_a_flow_and_is_counted() {
 fn an_atomic_one_is_a_packet_like_any() {
     let mut bench = Bench::new();
     let [_, world] = &WORLDS;
-    let header = Extension { kind: crate::packet::FRAGMENT, rest: vec![0, 0, 0, 0, 0, 0, 9] };
+    let header = Extension {
+        kind: crate::packet::FRAGMENT,
+        rest: vec![0, 0, 0, 0, 0, 0, 9],
+    };
     let ask = Packet {
         extensions: vec![header, Extension::padding(DESTINATION_OPTIONS, 1)],
-        ..world.from_client(UDP, (world.node, 30_080))
+        ..world.by_client(UDP, (world.node, 30_080))
     };
     let out = ask.to((world.other, 8080)).with_macs(OTHER_MACS);
     let (verdict, bytes) = bench.run(At::FromUplink, &ask.bytes());
@@ -164,14 +183,19 @@ fn an_atomic_one_is_a_packet_like_any() {
 fn a_pods_fragments_without_services_go_their_way() {
     let mut bench = Bench::new();
     for world in &WORLDS {
-        let remote = long(world.from_pod(UDP, (world.remote, 53)));
+        let remote = long(world.by_pod(UDP, (world.remote, 53)));
         for (number, piece) in split(&remote.bytes(), 5, 90).into_iter().enumerate() {
             let before = bench.counters();
             let (verdict, out) = bench.run(At::FromPod, &piece);
-            assert_eq!((verdict, read(&out).ttl), (REDIRECT, 63), "{} {number}", world.name);
+            assert_eq!(
+                (verdict, read(&out).ttl),
+                (REDIRECT, 63),
+                "{} {number}",
+                world.name
+            );
             assert_eq!(bench.counted(&before), [(crate::case::Count::Took(ToNode), 1)]);
         }
-        let outside = long(world.from_pod(UDP, (world.client, 53)));
+        let outside = long(world.by_pod(UDP, (world.client, 53)));
         for piece in split(&outside.bytes(), 5, 91) {
             let before = bench.counters();
             assert_eq!(bench.run(At::FromPod, &piece), (PASS, piece.clone()));

@@ -14,7 +14,13 @@ fn shortest(world: &World) -> usize {
     ETHERNET + if world.pod.is_ipv4() { 20 } else { 40 }
 }
 
-const TC: [At; 5] = [At::FromPod, At::FromUplink, At::ToUplink, At::FromTunnel, At::ToPod];
+const TC: [At; 5] = [
+    At::FromPod,
+    At::FromUplink,
+    At::ToUplink,
+    At::FromTunnel,
+    At::ToPod,
+];
 
 fn is_dropped(bench: &mut Bench, at: At, bytes: &[u8], name: &str) {
     let before = bench.counters();
@@ -27,7 +33,9 @@ fn a_packet_that_is_cut_anywhere_is_dropped() {
     let mut bench = Bench::new();
     for world in &WORLDS {
         for protocol in [TCP, UDP, SCTP, world.icmp] {
-            let whole = world.packet(protocol, (world.client, 1), (world.node, 30_080)).bytes();
+            let whole = world
+                .packet(protocol, (world.client, 1), (world.node, 30_080))
+                .bytes();
             for length in shortest(world)..whole.len() {
                 for at in TC {
                     is_dropped(&mut bench, at, &whole[..length], world.name);
@@ -45,7 +53,9 @@ fn a_packet_that_ends_within_its_headers_is_dropped() {
     for world in &WORLDS {
         let header = shortest(world) - ETHERNET;
         for (protocol, length) in [(TCP, 20), (UDP, 8), (SCTP, 12), (world.icmp, 8)] {
-            let whole = world.packet(protocol, (world.client, 1), (world.node, 30_080)).bytes();
+            let whole = world
+                .packet(protocol, (world.client, 1), (world.node, 30_080))
+                .bytes();
             for short in 0..length {
                 // The frame is as long as ever, the packet is not.
                 let mut bytes = whole.clone();
@@ -77,7 +87,7 @@ fn headers_that_contradict_themselves_are_dropped() {
         (six, &[(0, 0x50), (0, 0x45), (4, 0xff), (5, 255)][..]),
     ] {
         for (offset, value) in changes {
-            let mut bytes = world.from_client(UDP, (world.node, 30_080)).bytes();
+            let mut bytes = world.by_client(UDP, (world.node, 30_080)).bytes();
             bytes[ETHERNET + offset] = *value;
             for at in TC {
                 is_dropped(&mut bench, at, &bytes, &format!("byte {offset} is {value}"));
@@ -93,7 +103,7 @@ fn an_extension_header_that_leads_outside_is_dropped() {
     let [_, world] = &WORLDS;
     let whole = Packet {
         extensions: vec![Extension::padding(DESTINATION_OPTIONS, 1)],
-        ..world.from_client(UDP, (world.node, 30_080))
+        ..world.by_client(UDP, (world.node, 30_080))
     }
     .bytes();
     for length in [3, 5, 100, 255] {
@@ -109,7 +119,7 @@ fn an_extension_header_that_leads_outside_is_dropped() {
 fn an_error_that_is_cut_is_no_reason_to_write_outside() {
     let mut bench = Bench::new();
     for world in &WORLDS {
-        let ask = world.from_client(UDP, (world.node, 30_081));
+        let ask = world.by_client(UDP, (world.node, 30_081));
         let (_, seen) = bench.see(At::FromUplink, &ask);
         let left = ask.between(seen.source, (world.remote, 8080));
         let (kind, code) = if world.pod.is_ipv4() { (3, 3) } else { (1, 4) };

@@ -90,10 +90,24 @@ fn answers_get_back_the_address_that_was_asked() {
         let bench = &mut *bench.borrow_mut();
         let (_, _, there, back) = way.of(&world);
         let seen = must_pass(bench, there, &ask)?;
-        prop_assert_ne!((seen.source, seen.destination), ((ask.source, ask.source_port), (ask.destination, ask.destination_port)));
+        prop_assert_ne!(
+            (seen.source, seen.destination),
+            (
+                (ask.source, ask.source_port),
+                (ask.destination, ask.destination_port)
+            )
+        );
         let arrived = ask.between(seen.source, seen.destination);
-        let message = if ask.message == Message::Request { Message::Reply } else { ask.message };
-        let answer = Packet { payload, message, ..arrived.answer().with_flags(SYN | ACK) };
+        let message = if ask.message == Message::Request {
+            Message::Reply
+        } else {
+            ask.message
+        };
+        let answer = Packet {
+            payload,
+            message,
+            ..arrived.answer().with_flags(SYN | ACK)
+        };
         let out = must_pass(bench, back, &answer)?;
         prop_assert_eq!(out.source, (ask.destination, ask.destination_port), "{:?}", way);
         prop_assert_eq!(out.destination, (ask.source, ask.source_port), "{:?}", way);
@@ -102,5 +116,7 @@ fn answers_get_back_the_address_that_was_asked() {
         prop_assert_eq!((again.source, again.destination), (seen.source, seen.destination));
         Ok(())
     };
-    proptest::test_runner::TestRunner::new(config).run(&any_exchange(), run).unwrap();
+    proptest::test_runner::TestRunner::new(config)
+        .run(&any_exchange(), run)
+        .unwrap();
 }

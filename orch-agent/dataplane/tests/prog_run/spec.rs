@@ -71,7 +71,11 @@ impl Spec {
             backends: backends.clone(),
             fallback: false,
             spread,
-            sources: self.sources.iter().map(|(bits, ip)| (*bits, family(*ip))).collect(),
+            sources: self
+                .sources
+                .iter()
+                .map(|(bits, ip)| (*bits, family(*ip)))
+                .collect(),
         };
         let mut frontends = vec![front(family(world.service), self.port, SCOPE_INTERNAL, 0)];
         for (scope, pool) in [(SCOPE_INTERNAL, 0), (SCOPE_EXTERNAL, 1)] {
@@ -100,4 +104,3 @@ pub fn usual(world: &World) -> Vec<(String, Spec)> {
     }
     all
 }
-

@@ -79,7 +79,10 @@ impl Bench {
             IpAddr::V4(ip) => {
                 let mut wide = [0; 16];
                 wide[..4].copy_from_slice(&ip.octets());
-                Route { node: wide, family: 4 }
+                Route {
+                    node: wide,
+                    family: 4,
+                }
             }
             IpAddr::V6(ip) => Route {
                 node: ip.octets(),

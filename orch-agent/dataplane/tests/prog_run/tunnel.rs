@@ -47,29 +47,78 @@ fn a_pod_reaches_remote_pods_through_it() {
     let mut bench = tunnelled();
     for world in &WORLDS {
         for protocol in [TCP, UDP, SCTP, world.icmp] {
-            let sent = world.from_pod(protocol, (world.remote, 80));
+            let sent = world.by_pod(protocol, (world.remote, 80));
             let out = inside(&sent);
-            bench.check(world, &turns("to a remote pod", At::FromPod, sent, REDIRECT, out, &[ToTunnel]));
+            bench.check(
+                world,
+                &turns("to a remote pod", At::FromPod, sent, REDIRECT, out, &[ToTunnel]),
+            );
         }
-        let sent = world.from_pod(TCP, (world.remote, 80));
+        let sent = world.by_pod(TCP, (world.remote, 80));
         let headers = sent.ip().len() - sent.payload.len();
         let payload = vec![1; TUNNEL_MTU as usize - headers];
-        let mut full = Packet { payload, ..sent.clone() };
+        let mut full = Packet {
+            payload,
+            ..sent.clone()
+        };
         let out = inside(&full);
-        bench.check(world, &turns("as long as the tunnel's", At::FromPod, full.clone(), REDIRECT, out, &[ToTunnel]));
+        bench.check(
+            world,
+            &turns(
+                "as long as the tunnel's",
+                At::FromPod,
+                full.clone(),
+                REDIRECT,
+                out,
+                &[ToTunnel],
+            ),
+        );
         full.payload.push(1);
         bench.check(world, &passes("too long for the tunnel", At::FromPod, full));
         bench.check(world, &passes("the last hop", At::FromPod, sent.with_ttl(1)));
-        bench.check(world, &passes("elsewhere", At::FromPod, world.from_pod(TCP, (world.client, 80))));
-        let ask = world.from_pod(TCP, (world.service, 81));
+        bench.check(
+            world,
+            &passes("elsewhere", At::FromPod, world.by_pod(TCP, (world.client, 80))),
+        );
+        let ask = world.by_pod(TCP, (world.service, 81));
         let out = inside(&ask.to((world.remote, 8080)));
-        bench.check(world, &turns("a service", At::FromPod, ask.clone(), REDIRECT, out, &[NewFlow, Translated, ToTunnel]));
+        bench.check(
+            world,
+            &turns(
+                "a service",
+                At::FromPod,
+                ask.clone(),
+                REDIRECT,
+                out,
+                &[NewFlow, Translated, ToTunnel],
+            ),
+        );
         let answer = ask.to((world.remote, 8080)).answer();
         let out = answer.from((world.service, 81)).with_macs(POD_MACS);
-        bench.check(world, &turns("its answer", At::FromTunnel, answer, REDIRECT, out, &[Translated, ToPod]));
+        bench.check(
+            world,
+            &turns(
+                "its answer",
+                At::FromTunnel,
+                answer,
+                REDIRECT,
+                out,
+                &[Translated, ToPod],
+            ),
+        );
         let direct = world.packet(UDP, (world.remote, 1), (world.other, 2));
         let out = direct.with_macs(OTHER_MACS);
-        bench.check(world, &turns("from a remote pod", At::FromTunnel, direct, REDIRECT, out, &[ToPod]));
+        bench.check(
+            world,
+            &turns(
+                "from a remote pod",
+                At::FromTunnel,
+                direct,
+                REDIRECT,
+                out,
+                &[ToPod],
+            ),
+        );
     }
 }
 
@@ -78,17 +127,49 @@ fn a_client_outside_reaches_remote_backends_through_it() {
     let mut bench = tunnelled();
     for world in &WORLDS {
         for protocol in [TCP, UDP, SCTP] {
-            let ask = world.from_client(protocol, (world.node, 30_081));
+            let ask = world.by_client(protocol, (world.node, 30_081));
             let (_, seen) = bench.see(At::FromUplink, &ask);
             let left = ask.between(seen.source, (world.remote, 8080));
             let next = ask.with_flags(ACK);
             let out = inside(&left.with_flags(ACK));
-            bench.check(world, &turns("the second packet", At::FromUplink, next.clone(), REDIRECT, out, &[Translated, ToTunnel]));
+            bench.check(
+                world,
+                &turns(
+                    "the second packet",
+                    At::FromUplink,
+                    next.clone(),
+                    REDIRECT,
+                    out,
+                    &[Translated, ToTunnel],
+                ),
+            );
             let out = left.with_flags(ACK).with_ttl(1);
-            bench.check(world, &turns("the last hop", At::FromUplink, next.with_ttl(1), PASS, out, &[Translated, ToStack]));
+            bench.check(
+                world,
+                &turns(
+                    "the last hop",
+                    At::FromUplink,
+                    next.with_ttl(1),
+                    PASS,
+                    out,
+                    &[Translated, ToStack],
+                ),
+            );
             let answer = left.answer();
-            let out = answer.between((world.node, 30_081), (world.client, 4000)).with_ttl(63);
-            bench.check(world, &turns("the answer", At::FromTunnel, answer, REDIRECT, out, &[Translated, ToNode]));
+            let out = answer
+                .between((world.node, 30_081), (world.client, 4000))
+                .with_ttl(63);
+            bench.check(
+                world,
+                &turns(
+                    "the answer",
+                    At::FromTunnel,
+                    answer,
+                    REDIRECT,
+                    out,
+                    &[Translated, ToNode],
+                ),
+            );
         }
     }
 }
@@ -99,13 +180,24 @@ fn what_the_stack_sends_is_told_its_way() {
     for world in &WORLDS {
         let sent = world.packet(TCP, (world.node, 1), (world.remote, 2));
         let out = from_stack(&sent);
-        bench.check(world, &turns("from the node", At::ToTunnel, sent, PASS, out, &[ToStack]));
-        let mut case = drops("to nowhere", At::ToTunnel, world.packet(TCP, (world.node, 1), (world.client, 2)), NoTunnelRoute);
+        bench.check(
+            world,
+            &turns("from the node", At::ToTunnel, sent, PASS, out, &[ToStack]),
+        );
+        let mut case = drops(
+            "to nowhere",
+            At::ToTunnel,
+            world.packet(TCP, (world.node, 1), (world.client, 2)),
+            NoTunnelRoute,
+        );
         case.counts.push(Count::Took(ToStack));
         bench.check(world, &case);
-        let sent = world.from_pod(UDP, (world.neighbour, 53));
+        let sent = world.by_pod(UDP, (world.neighbour, 53));
         let out = from_stack(&sent);
-        bench.check(world, &turns("no masquerade inside", At::ToTunnel, sent, PASS, out, &[ToStack]));
+        bench.check(
+            world,
+            &turns("no masquerade inside", At::ToTunnel, sent, PASS, out, &[ToStack]),
+        );
     }
 }
 
@@ -116,12 +208,42 @@ fn an_answer_through_it_has_the_services_name() {
         let ask = world.packet(TCP, (world.neighbour, 4000), (world.node, 30_080));
         let arrived = ask.to((world.other, 8080));
         let out = arrived.with_macs(OTHER_MACS);
-        bench.check(world, &turns("another node asks", At::FromTunnel, ask, REDIRECT, out, &[NewFlow, Translated, ToPod]));
+        bench.check(
+            world,
+            &turns(
+                "another node asks",
+                At::FromTunnel,
+                ask,
+                REDIRECT,
+                out,
+                &[NewFlow, Translated, ToPod],
+            ),
+        );
         let answer = arrived.answer().with_flags(SYN | ACK);
         let out = inside(&answer);
-        bench.check(world, &turns("not yet", At::FromOther, answer.clone(), REDIRECT, out, &[ToTunnel]));
+        bench.check(
+            world,
+            &turns(
+                "not yet",
+                At::FromOther,
+                answer.clone(),
+                REDIRECT,
+                out,
+                &[ToTunnel],
+            ),
+        );
         let out = from_stack(&answer.from((world.node, 30_080)));
-        bench.check(world, &turns("the answer", At::ToTunnel, answer, PASS, out, &[Translated, ToStack]));
+        bench.check(
+            world,
+            &turns(
+                "the answer",
+                At::ToTunnel,
+                answer,
+                PASS,
+                out,
+                &[Translated, ToStack],
+            ),
+        );
     }
 }
 
@@ -129,7 +251,7 @@ fn an_answer_through_it_has_the_services_name() {
 fn the_driver_leaves_it_what_is_its() {
     let mut bench = tunnelled();
     for world in &WORLDS as &[World; 2] {
-        let ask = world.from_client(UDP, (world.node, 30_081));
+        let ask = world.by_client(UDP, (world.node, 30_081));
         let mut case = passes("no flow is opened", At::Driver, ask);
         case.verdict = crate::case::XDP_PASS;
         case.counts.clear();

@@ -21,7 +21,14 @@ use crate::{
 
 fn opens_to_other(name: &'static str, sent: Packet, world: &World) -> Case {
     let out = sent.to((world.other, 8080)).with_macs(OTHER_MACS);
-    turns(name, At::FromUplink, sent, REDIRECT, out, &[NewFlow, Translated, ToPod])
+    turns(
+        name,
+        At::FromUplink,
+        sent,
+        REDIRECT,
+        out,
+        &[NewFlow, Translated, ToPod],
+    )
 }
 
 /// A packet that passes to the stack, counted as without a backend.
@@ -40,24 +47,52 @@ fn is_nat_port(port: u16) -> bool {
 fn table(world: &World) -> Vec<Case> {
     let mut list = Vec::new();
     for protocol in [TCP, UDP, SCTP] {
-        let from = |to| world.from_client(protocol, to);
+        let from = |to| world.by_client(protocol, to);
         let direct = from((world.other, 7));
         list.extend([
-            turns("to a pod", At::FromUplink, direct.clone(), REDIRECT, direct.with_macs(OTHER_MACS), &[ToPod]),
+            turns(
+                "to a pod",
+                At::FromUplink,
+                direct.clone(),
+                REDIRECT,
+                direct.with_macs(OTHER_MACS),
+                &[ToPod],
+            ),
             opens_to_other("NodePort", from((world.node, 30_080)), world),
             opens_to_other("load balancer's address", from((world.balancer, 80)), world),
             passes("another port of the node", At::FromUplink, from((world.node, 22))),
-            passes("a ClusterIP from outside", At::FromUplink, from((world.service, 80))),
-            passes("another node's NodePort", At::FromUplink, from((world.neighbour, 30_080))),
-            passes("a NodePort on somebody's address", At::FromUplink, from((world.stranger, 30_080))),
+            passes(
+                "a ClusterIP from outside",
+                At::FromUplink,
+                from((world.service, 80)),
+            ),
+            passes(
+                "another node's NodePort",
+                At::FromUplink,
+                from((world.neighbour, 30_080)),
+            ),
+            passes(
+                "a NodePort on somebody's address",
+                At::FromUplink,
+                from((world.stranger, 30_080)),
+            ),
             refused_by_the_stack("no backend", from((world.node, 30_082))),
-            drops("no backend at the balancer", At::FromUplink, from((world.balancer, 82)), NoBackend),
-            passes("another port of the balancer", At::FromUplink, from((world.balancer, 22))),
+            drops(
+                "no backend at the balancer",
+                At::FromUplink,
+                from((world.balancer, 82)),
+                NoBackend,
+            ),
+            passes(
+                "another port of the balancer",
+                At::FromUplink,
+                from((world.balancer, 22)),
+            ),
             passes("a remote pod", At::FromUplink, from((world.remote, 80))),
         ]);
         let out = world.packet(protocol, (world.node, 4000), (world.client, 443));
-        let leaves = world.from_pod(protocol, (world.remote, 443));
-        let node = world.from_pod(protocol, (world.neighbour, 443));
+        let leaves = world.by_pod(protocol, (world.remote, 443));
+        let node = world.by_pod(protocol, (world.neighbour, 443));
         list.extend([
             passes("node to the outside", At::ToUplink, out),
             passes("pod to a remote pod leaves", At::ToUplink, leaves),
@@ -65,19 +100,38 @@ fn table(world: &World) -> Vec<Case> {
         ]);
     }
     list.extend([
-        passes("no flow and no SYN", At::FromUplink, world.from_client(TCP, (world.node, 30_080)).with_flags(ACK)),
-        passes("a ping of the node", At::FromUplink, world.from_client(world.icmp, (world.node, 0))),
-        passes("another protocol", At::FromUplink, world.packet(IP_IN_IP, (world.client, 0), (world.node, 0))),
+        passes(
+            "no flow and no SYN",
+            At::FromUplink,
+            world.by_client(TCP, (world.node, 30_080)).with_flags(ACK),
+        ),
+        passes(
+            "a ping of the node",
+            At::FromUplink,
+            world.by_client(world.icmp, (world.node, 0)),
+        ),
+        passes(
+            "another protocol",
+            At::FromUplink,
+            world.packet(IP_IN_IP, (world.client, 0), (world.node, 0)),
+        ),
     ]);
     let short = Packet {
         payload: Vec::new(),
         padding: 8,
-        ..world.from_client(UDP, (world.node, 30_080))
+        ..world.by_client(UDP, (world.node, 30_080))
     };
     list.push(opens_to_other("a short frame, filled up", short, world));
-    let ping = world.from_client(world.icmp, (world.other, 0));
+    let ping = world.by_client(world.icmp, (world.other, 0));
     let out = ping.with_macs(OTHER_MACS);
-    list.push(turns("a ping of a pod", At::FromUplink, ping, REDIRECT, out, &[ToPod]));
+    list.push(turns(
+        "a ping of a pod",
+        At::FromUplink,
+        ping,
+        REDIRECT,
+        out,
+        &[ToPod],
+    ));
     list
 }
 
@@ -96,12 +150,25 @@ fn a_local_backend_answers_in_the_services_name() {
         for protocol in [TCP, UDP, SCTP] {
             for front in [(world.node, 30_080), (world.balancer, 80)] {
                 bench.forget();
-                let ask = world.from_client(protocol, front);
+                let ask = world.by_client(protocol, front);
                 bench.check(world, &opens_to_other("the first packet", ask.clone(), world));
                 let answer = ask.to((world.other, 8080)).answer();
-                bench.check(world, &passes("routed by the stack first", At::FromOther, answer.clone()));
+                bench.check(
+                    world,
+                    &passes("routed by the stack first", At::FromOther, answer.clone()),
+                );
                 let out = answer.from(front);
-                bench.check(world, &turns("the answer", At::ToUplink, answer, PASS, out, &[Translated, ToStack]));
+                bench.check(
+                    world,
+                    &turns(
+                        "the answer",
+                        At::ToUplink,
+                        answer,
+                        PASS,
+                        out,
+                        &[Translated, ToStack],
+                    ),
+                );
             }
         }
     }
@@ -114,18 +181,34 @@ fn a_remote_backend_answers_through_this_node() {
         for protocol in [TCP, UDP, SCTP] {
             for front in [(world.node, 30_081), (world.balancer, 81)] {
                 bench.forget();
-                let ask = world.from_client(protocol, front);
+                let ask = world.by_client(protocol, front);
                 let before = bench.counters();
                 let (verdict, seen) = bench.see(At::FromUplink, &ask);
                 assert_eq!(verdict, REDIRECT);
                 let counts = [NewFlow, Translated, ToNode].map(Count::Took);
-                let counted: Vec<_> = bench.counted(&before).into_iter().map(|(count, _)| count).collect();
+                let counted: Vec<_> = bench
+                    .counted(&before)
+                    .into_iter()
+                    .map(|(count, _)| count)
+                    .collect();
                 assert!(counts.iter().all(|count| counted.contains(count)), "{counted:?}");
                 let port = seen.source.1;
                 assert!(is_nat_port(port), "{port}");
                 let next = ask.with_flags(ACK);
-                let out = next.between((world.node, port), (world.remote, 8080)).with_ttl(63);
-                bench.check(world, &turns("the second packet", At::FromUplink, next.clone(), REDIRECT, out, &[Translated, ToNode]));
+                let out = next
+                    .between((world.node, port), (world.remote, 8080))
+                    .with_ttl(63);
+                bench.check(
+                    world,
+                    &turns(
+                        "the second packet",
+                        At::FromUplink,
+                        next.clone(),
+                        REDIRECT,
+                        out,
+                        &[Translated, ToNode],
+                    ),
+                );
                 let mut last = drops("the last hop", At::FromUplink, next.with_ttl(1), TtlExceeded);
                 last.out = next.between((world.node, port), (world.remote, 8080)).with_ttl(1);
                 last.counts.push(Count::Took(Translated));
@@ -134,7 +217,17 @@ fn a_remote_backend_answers_through_this_node() {
                     .packet(protocol, (world.remote, 8080), (world.node, port))
                     .with_flags(SYN | ACK);
                 let out = answer.between(front, (world.client, 4000)).with_ttl(63);
-                bench.check(world, &turns("the answer", At::FromUplink, answer, REDIRECT, out, &[Translated, ToNode]));
+                bench.check(
+                    world,
+                    &turns(
+                        "the answer",
+                        At::FromUplink,
+                        answer,
+                        REDIRECT,
+                        out,
+                        &[Translated, ToNode],
+                    ),
+                );
             }
         }
     }
@@ -146,15 +239,40 @@ fn pods_are_masqueraded_and_get_their_answers() {
     for world in &WORLDS {
         for protocol in [TCP, UDP, SCTP, world.icmp] {
             let port = if protocol == world.icmp { 0 } else { 443 };
-            let out = world.from_pod(protocol, (world.client, port));
+            let out = world.by_pod(protocol, (world.client, port));
             let (verdict, seen) = bench.see(At::ToUplink, &out);
-            assert_eq!((verdict, seen.source.0), (PASS, world.node), "{} {protocol}", world.name);
+            assert_eq!(
+                (verdict, seen.source.0),
+                (PASS, world.node),
+                "{} {protocol}",
+                world.name
+            );
             let left = out.from(seen.source);
             assert!(is_nat_port(seen.source.1));
-            bench.check(world, &turns("one flow, one port", At::ToUplink, out.clone(), PASS, left.clone(), &[Translated, ToStack]));
+            bench.check(
+                world,
+                &turns(
+                    "one flow, one port",
+                    At::ToUplink,
+                    out.clone(),
+                    PASS,
+                    left.clone(),
+                    &[Translated, ToStack],
+                ),
+            );
             let answer = left.answer();
             let arrived = answer.to((world.pod, 4000)).with_macs(POD_MACS);
-            bench.check(world, &turns("the answer", At::FromUplink, answer, REDIRECT, arrived, &[Translated, ToPod]));
+            bench.check(
+                world,
+                &turns(
+                    "the answer",
+                    At::FromUplink,
+                    answer,
+                    REDIRECT,
+                    arrived,
+                    &[Translated, ToPod],
+                ),
+            );
         }
         // What has no port gets the node's address.
         for sent in [
@@ -162,11 +280,31 @@ fn pods_are_masqueraded_and_get_their_answers() {
             echo((world.pod, 0), (world.client, 77), Message::Reply),
         ] {
             let left = sent.from((world.node, 0));
-            bench.check(world, &turns("without a port", At::ToUplink, sent.clone(), PASS, left, &[NewFlow, Translated, ToStack]));
+            bench.check(
+                world,
+                &turns(
+                    "without a port",
+                    At::ToUplink,
+                    sent.clone(),
+                    PASS,
+                    left,
+                    &[NewFlow, Translated, ToStack],
+                ),
+            );
         }
         let answer = world.packet(IP_IN_IP, (world.client, 0), (world.node, 0));
         let arrived = answer.to((world.pod, 0)).with_macs(POD_MACS);
-        bench.check(world, &turns("its answer", At::FromUplink, answer, REDIRECT, arrived, &[Translated, ToPod]));
+        bench.check(
+            world,
+            &turns(
+                "its answer",
+                At::FromUplink,
+                answer,
+                REDIRECT,
+                arrived,
+                &[Translated, ToPod],
+            ),
+        );
     }
 }
 
@@ -194,15 +332,25 @@ fn source_ranges_and_traffic_policy() {
         let mut local = Spec::new(85, TCP, &[]);
         local.flags = SERVICE_LOCAL;
         bench.put(world, "local", &local);
-        let client = world.from_client(TCP, (world.balancer, 84));
+        let client = world.by_client(TCP, (world.balancer, 84));
         let stranger = client.from((world.stranger, 4000));
         bench.check_each(
             world,
             &[
                 opens_to_other("in range", client, world),
                 drops("out of range", At::FromUplink, stranger, SourceRange),
-                drops("no local backend", At::FromUplink, world.from_client(TCP, (world.balancer, 85)), NoLocalBackend),
-                drops("nor on a NodePort", At::FromUplink, world.from_client(TCP, (world.node, 30_085)), NoLocalBackend),
+                drops(
+                    "no local backend",
+                    At::FromUplink,
+                    world.by_client(TCP, (world.balancer, 85)),
+                    NoLocalBackend,
+                ),
+                drops(
+                    "nor on a NodePort",
+                    At::FromUplink,
+                    world.by_client(TCP, (world.node, 30_085)),
+                    NoLocalBackend,
+                ),
             ],
         );
     }
@@ -220,7 +368,11 @@ fn chosen(bench: &mut Bench, world: &World, port: u16) -> std::net::IpAddr {
 fn affinity_keeps_a_client_on_its_backend() {
     let mut bench = Bench::new();
     for world in &WORLDS {
-        let mut sticky = Spec::new(86, TCP, &[(world.other, 8080), (world.pod, 8080), (world.remote, 8080)]);
+        let mut sticky = Spec::new(
+            86,
+            TCP,
+            &[(world.other, 8080), (world.pod, 8080), (world.remote, 8080)],
+        );
         bench.put(world, "sticky", &sticky);
         let free: BTreeSet<_> = (1..60).map(|port| chosen(&mut bench, world, port)).collect();
         assert_eq!(free.len(), 3, "without affinity all are chosen");

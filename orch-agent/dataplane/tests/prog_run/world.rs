@@ -73,14 +73,20 @@ pub const WORLDS: [World; 2] = [
         pod: v6(0xfd00, 0x10, 0x244, 1, 1),
         other: v6(0xfd00, 0x10, 0x244, 1, 2),
         remote: v6(0xfd00, 0x10, 0x244, 2, 5),
-        cluster: (v6(0xfd00, 0x10, 0x244, 0, 0), v6(0xffff, 0xffff, 0xffff, 0xff00, 0)),
+        cluster: (
+            v6(0xfd00, 0x10, 0x244, 0, 0),
+            v6(0xffff, 0xffff, 0xffff, 0xff00, 0),
+        ),
         node: v6(0xfd00, 0x31, 0, 0, 0x11),
         neighbour: v6(0xfd00, 0x31, 0, 0, 0x12),
         gateway: v6(0xfd00, 0x31, 0, 0, 1),
         client: v6(0x2001, 0xdb8, 0, 9, 9),
         stranger: v6(0x2001, 0xdb8, 1, 7, 7),
         service: v6(0xfd00, 0x10, 0x96, 0, 0x707),
-        services: (v6(0xfd00, 0x10, 0x96, 0, 0), v6(0xffff, 0xffff, 0xffff, 0xffff, 0)),
+        services: (
+            v6(0xfd00, 0x10, 0x96, 0, 0),
+            v6(0xffff, 0xffff, 0xffff, 0xffff, 0),
+        ),
         dns: v6(0xfd00, 0x10, 0x96, 0, 10),
         balancer: v6(0xfd00, 0x31, 0, 0, 0x200),
     },
@@ -93,12 +99,12 @@ impl World {
     }
 
     /// From the pod's port 4000.
-    pub fn from_pod(&self, protocol: u8, to: (IpAddr, u16)) -> Packet {
+    pub fn by_pod(&self, protocol: u8, to: (IpAddr, u16)) -> Packet {
         self.packet(protocol, (self.pod, 4000), to)
     }
 
     /// From the client's port 4000.
-    pub fn from_client(&self, protocol: u8, to: (IpAddr, u16)) -> Packet {
+    pub fn by_client(&self, protocol: u8, to: (IpAddr, u16)) -> Packet {
         self.packet(protocol, (self.client, 4000), to)
     }
 

@@ -33,6 +33,10 @@ fn connected() -> Bench {
         four.node,
         six.node
     );
+    lines += &format!(
+        "link set other up\nroute add {} dev other\nroute add {} dev other\n",
+        four.other, six.other
+    );
     for (world, remote) in [(four, "10.244.2.0/24"), (six, "fd00:10:244:2::/64")] {
         lines += &format!(
             "route add {remote} via {} dev uplink\nroute add default via {} dev uplink\n\
@@ -64,7 +68,11 @@ fn now() -> u64 {
 
 fn flow(bench: &Bench, world: &World, packet: &Packet) -> Flow {
     let wanted = Sides::of(packet);
-    bench.flows(world).into_iter().find(|flow| flow.key == wanted).unwrap()
+    bench
+        .flows(world)
+        .into_iter()
+        .find(|flow| flow.key == wanted)
+        .unwrap()
 }
 
 #[test]
@@ -75,12 +83,17 @@ fn a_known_flow_leaves_by_the_hop_in_its_entry() {
         for protocol in [TCP, UDP] {
             for front in [(world.node, 30_081), (world.balancer, 81)] {
                 bench.forget();
-                let ask = world.from_client(protocol, front);
+                let ask = world.by_client(protocol, front);
                 let (_, seen) = bench.see(At::FromUplink, &ask);
                 let gone = ask.between(seen.source, (world.remote, 8080));
                 for packet in [&ask, &gone.answer()] {
                     let known = flow(&bench, world, packet);
-                    bench.put_flow(&Flow { hop: HOP_REFLECT, macs: hop, last_seen: now(), ..known });
+                    bench.put_flow(&Flow {
+                        hop: HOP_REFLECT,
+                        macs: hop,
+                        last_seen: now(),
+                        ..known
+                    });
                 }
                 for length in [0, 1, 2, 5, 100, 1001, 1400] {
                     for ttl in [2, 64, 255] {
@@ -93,7 +106,10 @@ fn a_known_flow_leaves_by_the_hop_in_its_entry() {
                         };
                         let sent = dress(&ask);
                         let out = dress(&gone).with_ttl(ttl - 1).with_macs(hop);
-                        bench.check(world, &turns("there", At::Driver, sent, XDP_TX, out, &[Reflected]));
+                        bench.check(
+                            world,
+                            &turns("there", At::Driver, sent, XDP_TX, out, &[Reflected]),
+                        );
                         let sent = dress(&gone.answer());
                         let out = dress(&ask.answer()).with_ttl(ttl - 1).with_macs(hop);
                         bench.check(world, &turns("back", At::Driver, sent, XDP_TX, out, &[Reflected]));
@@ -102,18 +118,36 @@ fn a_known_flow_leaves_by_the_hop_in_its_entry() {
             }
         }
         // Without a checksum there is none after, and one that becomes zero is sent as all ones.
-        let known = world.from_client(UDP, (world.balancer, 81));
+        let known = world.by_client(UDP, (world.balancer, 81));
         let becomes = flow(&bench, world, &known).becomes;
-        let zero = Packet { zero_checksum: true, ..known.clone() };
-        let out = zero.between(becomes.source, becomes.destination).with_ttl(63).with_macs(hop);
-        bench.check(world, &turns("no checksum", At::Driver, zero, XDP_TX, out, &[Reflected]));
-        let mut sent = Packet { payload: vec![0, 0], ..known };
+        let zero = Packet {
+            zero_checksum: true,
+            ..known.clone()
+        };
+        let out = zero
+            .between(becomes.source, becomes.destination)
+            .with_ttl(63)
+            .with_macs(hop);
+        bench.check(
+            world,
+            &turns("no checksum", At::Driver, zero, XDP_TX, out, &[Reflected]),
+        );
+        let mut sent = Packet {
+            payload: vec![0, 0],
+            ..known
+        };
         let bytes = sent.between(becomes.source, becomes.destination).bytes();
         let field = bytes.len() - 4;
         sent.payload = bytes[field..field + 2].to_vec();
-        let out = sent.between(becomes.source, becomes.destination).with_ttl(63).with_macs(hop);
+        let out = sent
+            .between(becomes.source, becomes.destination)
+            .with_ttl(63)
+            .with_macs(hop);
         assert_eq!(out.bytes()[field..field + 2], [0xff, 0xff]);
-        bench.check(world, &turns("all ones", At::Driver, sent, XDP_TX, out, &[Reflected]));
+        bench.check(
+            world,
+            &turns("all ones", At::Driver, sent, XDP_TX, out, &[Reflected]),
+        );
     }
 }
 
@@ -124,7 +158,7 @@ fn a_new_flow_asks_the_routes() {
         for protocol in [TCP, UDP] {
             for front in [(world.node, 30_081), (world.balancer, 81)] {
                 bench.forget();
-                let ask = world.from_client(protocol, front);
+                let ask = world.by_client(protocol, front);
                 let before = bench.counters();
                 let (verdict, bytes) = bench.run(At::Driver, &ask.bytes());
                 let counted = bench.counted(&before);
@@ -137,7 +171,10 @@ fn a_new_flow_asks_the_routes() {
                 assert_eq!((known.hop, known.macs), (HOP_REFLECT, macs(NEIGHBOUR_MAC)));
                 let answer = gone.answer();
                 let out = ask.answer().with_ttl(63).with_macs(macs(GATEWAY_MAC));
-                bench.check(world, &turns("the answer", At::Driver, answer, XDP_TX, out, &[Reflected]));
+                bench.check(
+                    world,
+                    &turns("the answer", At::Driver, answer, XDP_TX, out, &[Reflected]),
+                );
             }
         }
     }
@@ -147,17 +184,52 @@ fn a_new_flow_asks_the_routes() {
 fn the_routes_are_asked_again_after_a_second() {
     let mut bench = connected();
     for world in &WORLDS {
-        let ask = world.from_client(UDP, (world.node, 30_081));
+        let ask = world.by_client(UDP, (world.node, 30_081));
         bench.run(At::Driver, &ask.bytes());
         let known = flow(&bench, world, &ask);
-        ip(&format!("neigh replace {} lladdr 02:00:00:00:00:99 dev uplink nud permanent", world.neighbour));
-        let out = |mac| ask.between(known.becomes.source, known.becomes.destination).with_ttl(63).with_macs(macs(mac));
-        bench.check(world, &turns("at once", At::Driver, ask.clone(), XDP_TX, out(NEIGHBOUR_MAC), &[Reflected]));
-        bench.put_flow(&Flow { last_seen: 1, ticks: 0, ..known });
-        bench.check(world, &turns("later", At::Driver, ask.clone(), XDP_TX, out([2, 0, 0, 0, 0, 0x99]), &[Reflected]));
+        ip(&format!(
+            "neigh replace {} lladdr 02:00:00:00:00:99 dev uplink nud permanent",
+            world.neighbour
+        ));
+        let out = |mac| {
+            ask.between(known.becomes.source, known.becomes.destination)
+                .with_ttl(63)
+                .with_macs(macs(mac))
+        };
+        bench.check(
+            world,
+            &turns(
+                "at once",
+                At::Driver,
+                ask.clone(),
+                XDP_TX,
+                out(NEIGHBOUR_MAC),
+                &[Reflected],
+            ),
+        );
+        bench.put_flow(&Flow {
+            last_seen: 1,
+            ticks: 0,
+            ..known
+        });
+        bench.check(
+            world,
+            &turns(
+                "later",
+                At::Driver,
+                ask.clone(),
+                XDP_TX,
+                out([2, 0, 0, 0, 0, 0x99]),
+                &[Reflected],
+            ),
+        );
         assert!(flow(&bench, world, &ask).last_seen > 1);
         ip(&format!("neigh del {} dev uplink", world.neighbour));
-        bench.put_flow(&Flow { last_seen: 1, ticks: 0, ..known });
+        bench.put_flow(&Flow {
+            last_seen: 1,
+            ticks: 0,
+            ..known
+        });
         bench.check(world, &left("the neighbour is gone", ask.clone()));
         assert_eq!(flow(&bench, world, &ask).hop, HOP_PASS);
     }
@@ -167,24 +239,41 @@ fn the_routes_are_asked_again_after_a_second() {
 fn without_a_neighbour_tc_goes_on_with_the_flow() {
     let mut bench = Bench::new();
     for world in &WORLDS {
-        let ask = world.from_client(TCP, (world.node, 30_081));
-        bench.check(world, &turns("new", At::Driver, ask.clone(), XDP_PASS, ask.clone(), &[NewFlow]));
+        let ask = world.by_client(TCP, (world.node, 30_081));
+        bench.check(
+            world,
+            &turns("new", At::Driver, ask.clone(), XDP_PASS, ask.clone(), &[NewFlow]),
+        );
         let known = flow(&bench, world, &ask);
         assert_eq!(known.hop, HOP_PASS);
-        let out = ask.between(known.becomes.source, known.becomes.destination).with_ttl(63);
-        bench.check(world, &turns("at tc", At::FromUplink, ask, REDIRECT, out, &[Translated, ToNode]));
+        let out = ask
+            .between(known.becomes.source, known.becomes.destination)
+            .with_ttl(63);
+        bench.check(
+            world,
+            &turns("at tc", At::FromUplink, ask, REDIRECT, out, &[Translated, ToNode]),
+        );
     }
 }
 
 fn leftovers(world: &World) -> Vec<Case> {
-    let from = |protocol, to| world.from_client(protocol, to);
+    let from = |protocol, to| world.by_client(protocol, to);
     let remote = from(UDP, (world.node, 30_081));
     let headers = remote.ip().len() - remote.payload.len();
-    let long = Packet { payload: vec![1; MTU as usize - headers + 1], ..remote.clone() };
+    let long = Packet {
+        payload: vec![1; MTU as usize - headers + 1],
+        ..remote.clone()
+    };
     let dressed = if world.pod.is_ipv4() {
-        Packet { option_words: 1, ..remote.clone() }
+        Packet {
+            option_words: 1,
+            ..remote.clone()
+        }
     } else {
-        Packet { extensions: vec![Extension::padding(DESTINATION_OPTIONS, 1)], ..remote.clone() }
+        Packet {
+            extensions: vec![Extension::padding(DESTINATION_OPTIONS, 1)],
+            ..remote.clone()
+        }
     };
     vec![
         left("a local backend", from(TCP, (world.node, 30_080))),
@@ -193,8 +282,14 @@ fn leftovers(world: &World) -> Vec<Case> {
         left("no service", from(TCP, (world.node, 22))),
         left("a ClusterIP", from(TCP, (world.service, 81))),
         left("another node's NodePort", from(TCP, (world.neighbour, 30_081))),
-        left("no flow and no SYN", from(TCP, (world.node, 30_081)).with_flags(ACK)),
-        left("an answer without a flow", from(TCP, (world.node, 30_081)).with_flags(SYN | ACK)),
+        left(
+            "no flow and no SYN",
+            from(TCP, (world.node, 30_081)).with_flags(ACK),
+        ),
+        left(
+            "an answer without a flow",
+            from(TCP, (world.node, 30_081)).with_flags(SYN | ACK),
+        ),
         left("SCTP", from(SCTP, (world.node, 30_081))),
         left("a ping", from(world.icmp, (world.node, 0))),
         left("to a pod", from(TCP, (world.other, 80))),
@@ -202,7 +297,13 @@ fn leftovers(world: &World) -> Vec<Case> {
         left("no hop", remote.with_ttl(0)),
         left("too long", long),
         left("options", dressed),
-        left("a tag", Packet { vlan: Some(5), ..remote }),
+        left(
+            "a tag",
+            Packet {
+                vlan: Some(5),
+                ..remote
+            },
+        ),
     ]
 }
 
@@ -214,19 +315,35 @@ fn everything_else_is_left_as_it_came() {
             bench.forget();
             let frame = case.sent.bytes();
             let before = bench.counters();
-            assert_eq!(bench.run(At::Driver, &frame), (XDP_PASS, frame), "{} {}", world.name, case.name);
+            assert_eq!(
+                bench.run(At::Driver, &frame),
+                (XDP_PASS, frame),
+                "{} {}",
+                world.name,
+                case.name
+            );
             assert_eq!(bench.counted(&before), [], "{} {}", world.name, case.name);
             assert_eq!(bench.flows(world), [], "{} {}", world.name, case.name);
         }
-        let ask = Packet { payload: vec![1; 100], ..world.from_client(UDP, (world.node, 30_081)) };
+        let ask = Packet {
+            payload: vec![1; 100],
+            ..world.by_client(UDP, (world.node, 30_081))
+        };
         for piece in split(&ask.bytes(), 5, 9) {
-            assert_eq!(bench.run(At::Driver, &piece), (XDP_PASS, piece.clone()), "a fragment");
+            assert_eq!(
+                bench.run(At::Driver, &piece),
+                (XDP_PASS, piece.clone()),
+                "a fragment"
+            );
         }
         let mut ranges = Spec::new(84, TCP, &[(world.remote, 8080)]);
         ranges.flags = orch_ebpf::service::SERVICE_SOURCES;
         ranges.sources = vec![(world.bits() - 8, world.stranger)];
         bench.put(world, "ranges", &ranges);
-        bench.check(world, &left("out of range", world.from_client(TCP, (world.balancer, 84))));
+        bench.check(
+            world,
+            &left("out of range", world.by_client(TCP, (world.balancer, 84))),
+        );
     }
 }
 
@@ -234,14 +351,27 @@ fn everything_else_is_left_as_it_came() {
 fn other_flows_are_left_to_tc() {
     let mut bench = connected();
     for world in &WORLDS {
-        let out = world.from_pod(UDP, (world.client, 53));
+        let out = world.by_pod(UDP, (world.client, 53));
         let (_, seen) = bench.see(At::ToUplink, &out);
-        bench.check(world, &left("a masqueraded flow's answer", out.from(seen.source).answer()));
-        let ask = world.from_client(TCP, (world.node, 30_080));
+        bench.check(
+            world,
+            &left("a masqueraded flow's answer", out.from(seen.source).answer()),
+        );
+        let ask = world.by_client(TCP, (world.node, 30_080));
         let arrived = ask.to((world.other, 8080)).with_macs(OTHER_MACS);
-        bench.check(world, &turns("local", At::FromUplink, ask.clone(), REDIRECT, arrived, &[NewFlow, Translated, ToPod]));
+        bench.check(
+            world,
+            &turns(
+                "local",
+                At::FromUplink,
+                ask.clone(),
+                REDIRECT,
+                arrived,
+                &[NewFlow, Translated, ToPod],
+            ),
+        );
         bench.check(world, &left("a local backend's flow", ask.with_flags(ACK)));
-        let ask = world.from_client(UDP, (world.node, 30_081));
+        let ask = world.by_client(UDP, (world.node, 30_081));
         bench.run(At::Driver, &ask.bytes());
         let becomes = flow(&bench, world, &ask).becomes;
         let gone = ask.between(becomes.source, becomes.destination);
@@ -256,9 +386,7 @@ fn other_flows_are_left_to_tc() {
 fn the_driver_chooses_as_tc_does() {
     let mut driver = connected();
     for world in &WORLDS {
-        let mut hosts = vec![world.remote];
-        let spread = |host: std::net::IpAddr| -> Vec<_> { (8080..8090).map(|port| (host, port)).collect() };
-        let backends = spread(hosts.remove(0));
+        let backends: Vec<_> = (8080..8090).map(|port| (world.remote, port)).collect();
         driver.put(world, "many", &Spec::new(86, UDP, &backends));
         for port in 1..300 {
             let ask = world.packet(UDP, (world.client, port), (world.node, 30_086));

@@ -47,7 +47,8 @@ impl Checks {
             && kept(before.quoted, self.quoted)
     }
 
-    fn right(&self) -> bool {
+    /// Whether none is wrong.
+    pub fn right(&self) -> bool {
         [self.header, self.layer4, self.quoted]
             .iter()
             .all(|check| *check != Some(false))
