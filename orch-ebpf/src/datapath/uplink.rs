@@ -6,7 +6,7 @@ use super::{
     announce, conntrack, events,
     family::{Family, endpoint, in_cluster, node_kind},
     nat,
-    parse::{Bytes as _, ETHER_TYPE, Parsed, Ports, v6::ROUTING},
+    parse::{Bytes as _, ETHER_TYPE, Parsed, v6::ROUTING},
     pod, policy, service,
     skb::{self, Addresses},
 };
@@ -162,13 +162,11 @@ pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool)
     skb::pass(ctx)
 }
 
-/// Whether a packet may be the first of a masqueraded flow: a later fragment follows its first, an error is about a flow
-/// that is there, and the checksum of what a routing header sends on is not about the packet's addresses.
+/// Whether a packet may be the first of a masqueraded flow: not one that answers, for then its client has reached the pod
+/// by the pod's own address, and not what a routing header sends on, whose checksum is not about the packet's addresses.
 #[inline(always)]
 fn begins<A: Family>(parsed: &Parsed<A>) -> bool {
-    !parsed.later_fragment
-        && parsed.ports != Ports::Error
-        && (A::HAS_CHECKSUM || parsed.tuple.protocol != ROUTING)
+    parsed.opens() && (A::HAS_CHECKSUM || parsed.tuple.protocol != ROUTING)
 }
 
 /// Whether a packet that has no flow may have one in a moment, while maps move: then it is dropped, and sent again.
