@@ -6,6 +6,7 @@ Every answer is `NAME ADDRESS PORT LENGTH`: the server's name, the client as the
 import os
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -18,6 +19,10 @@ def serve(*listen):
         kind, value = word.split(":")
         if kind == "linger":
             linger = float(value)
+            continue
+        if kind == "sctp":
+            for family in (socket.AF_INET, socket.AF_INET6):
+                threading.Thread(target=associations, args=(family, int(value)), daemon=True).start()
             continue
         stream = kind == "tcp"
         server = socket.socket(socket.AF_INET6, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
@@ -82,6 +87,58 @@ def datagrams(server):
         server.sendmsg([who(peer, len(data))], source, 0, peer)
 
 
+def sctp(source, destination, tag, kind):
+    """An SCTP packet with one chunk of twenty bytes, by hand, as not every kernel knows SCTP (RFC 9260)."""
+    packet = struct.pack("!HHII", source, destination, tag, 0) + struct.pack("!BBHIIHHI", kind, 0, 20, 7, 65536, 1, 1, 7)
+    return packet[:8] + struct.pack("<I", crc32c(packet)) + packet[12:]
+
+
+def crc32c(data):
+    """RFC 9260, appendix A."""
+    rest = 0xFFFFFFFF
+    for byte in data:
+        rest ^= byte
+        for _ in range(8):
+            rest = rest >> 1 ^ (0x82F63B78 if rest & 1 else 0)
+    return rest ^ 0xFFFFFFFF
+
+
+def read_sctp(family, packet):
+    """Ports, tag and chunk of a packet with a good checksum, else nothing."""
+    if family == socket.AF_INET:
+        packet = packet[(packet[0] & 15) * 4 :]
+    blank = packet[:8] + bytes(4) + packet[12:]
+    if len(packet) < 32 or struct.unpack("<I", packet[8:12])[0] != crc32c(blank):
+        return None
+    return struct.unpack("!HHI", packet[:8]) + (packet[12],)
+
+
+def associations(family, port):
+    """Answers INIT with INIT ACK, whose tag says what the client sent: its own port, as the server sees it."""
+    server = socket.socket(family, socket.SOCK_RAW, 132)
+    while True:
+        data, peer = server.recvfrom(65536)
+        seen = read_sctp(family, data)
+        if seen and seen[1] == port and seen[3] == 1:
+            server.sendto(sctp(port, seen[0], seen[0], 2), (peer[0], 0))
+
+
+def initiate(host, port, patience):
+    """Sends an INIT and waits for its answer from the very address and port that it was sent to."""
+    family = socket.getaddrinfo(host, None)[0][0]
+    client = socket.socket(family, socket.SOCK_RAW, 132)
+    client.settimeout(patience)
+    own = 20000 + os.getpid() % 20000
+    client.sendto(sctp(own, port, 0, 1), (host, 0))
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        data, peer = client.recvfrom(65536)
+        seen = read_sctp(family, data)
+        if seen and seen[:2] == (port, own) and seen[3] == 2 and peer[0] == host:
+            return "acknowledged"
+    raise TimeoutError("timed out")
+
+
 def connect(protocol, host, port, patience):
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     family, kind, number, _, address = socket.getaddrinfo(host, int(port), type=kind)[0]
@@ -109,6 +166,9 @@ def ask(protocol, host, port, count, patience, size="0"):
     """ask PROTOCOL HOST PORT COUNT PATIENCE [SIZE]: each time from a socket of its own; a line an answer."""
     for _ in range(int(count)):
         try:
+            if protocol == "sctp":
+                print(initiate(host, int(port), float(patience)), flush=True)
+                continue
             with connect(protocol, host, port, float(patience)) as client:
                 print(exchange(client, protocol, int(size)), flush=True)
         except OSError as error:

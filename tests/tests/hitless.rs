@@ -9,12 +9,12 @@ use nix::{
     unistd::Pid,
 };
 use orch_tests::{
-    NODES, agent, agent_pid, cluster_up, ensure, load,
+    NODES, agent, agent_pid, cluster_up, ensure, eventually, load,
     namespace::Namespace,
     node_ips, nodes_ready,
-    peers::{Held, manifest, service},
+    peers::{manifest, service},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The containers' ids and restart counts.
 fn containers(ns: &Namespace) -> Result<Vec<String>> {
@@ -33,7 +33,8 @@ fn containers(ns: &Namespace) -> Result<Vec<String>> {
 /// Load of every kind: new connections and old ones, from outside through every node, and from pods.
 struct Everything {
     outside: Vec<(String, load::Load)>,
-    inside: Vec<(String, Held)>,
+    /// Pods of their own: `kubectl exec` ends with the agent.
+    inside: Vec<String>,
 }
 
 impl Everything {
@@ -54,17 +55,23 @@ impl Everything {
         for ip in ns.cluster_ips("all")? {
             for from in ["a", "b"] {
                 for protocol in ["tcp", "udp"] {
-                    let held = ns.hold(from, protocol, &ip.to_string(), 80, seconds)?;
-                    inside.push((format!("{from} to {ip} by {protocol}"), held));
+                    let name = format!("hold-{}", inside.len());
+                    let node = if from == "a" { NODES[0] } else { NODES[1] };
+                    ns.objects(&[holding(&name, node, protocol, &ip.to_string(), seconds)])?;
+                    inside.push(name);
                 }
             }
         }
-        // All of it is under way.
-        thread::sleep(Duration::from_secs(3));
+        for name in &inside {
+            eventually("a client that runs", Duration::from_secs(20), || {
+                let log = ns.kubectl(&["logs", name])?;
+                ensure(!log.is_empty(), || format!("{name} says nothing"))
+            })?;
+        }
         Ok(Self { outside, inside })
     }
 
-    fn check(self) -> Result<()> {
+    fn check(self, ns: &Namespace) -> Result<()> {
         let mut wrong = Vec::new();
         for (name, load) in self.outside {
             let tally = load.stop();
@@ -77,31 +84,60 @@ impl Everything {
                 ));
             }
         }
-        for (name, held) in self.inside {
-            let lines = held.lines()?;
-            let bad: Vec<&String> = lines.iter().filter(|line| line.contains('!')).collect();
-            if !bad.is_empty() || lines.len() < 50 {
+        for name in self.inside {
+            let pod = format!("pod/{name}");
+            ns.kubectl(&[
+                "wait",
+                "--for=jsonpath={.status.phase}=Succeeded",
+                &pod,
+                "--timeout=40s",
+            ])?;
+            let log = ns.kubectl(&["logs", &name])?;
+            let bad: Vec<&str> = log.lines().filter(|line| line.contains('!')).collect();
+            if !bad.is_empty() || log.lines().count() < 100 {
+                let count = log.lines().count();
                 wrong.push(format!(
-                    "{name}: {} of {} failed: {:?}",
+                    "{name}: {} of {count} failed: {:?}",
                     bad.len(),
-                    lines.len(),
                     bad.first()
                 ));
             }
+            ns.kubectl(&["delete", &pod])?;
         }
         ensure(wrong.is_empty(), || wrong.join("\n"))
     }
 }
 
+/// A pod that uses one socket for some seconds.
+fn holding(name: &str, node: &str, protocol: &str, ip: &str, seconds: u32) -> Value {
+    let mut pod = manifest(name, node);
+    pod["metadata"]["labels"] = json!({ "app": name });
+    pod["spec"]["restartPolicy"] = "Never".into();
+    let container = &mut pod["spec"]["containers"][0];
+    container["readinessProbe"] = Value::Null;
+    let program = container["command"][2].clone();
+    container["command"] = json!([
+        "python3",
+        "-c",
+        program,
+        "hold",
+        protocol,
+        ip,
+        "80",
+        seconds.to_string()
+    ]);
+    pod
+}
+
 /// Does something to the agents under load, and checks that nobody noticed.
 fn unnoticed(ns: &Namespace, what: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = containers(ns)?;
-    let load = Everything::start(ns, 20)?;
+    let load = Everything::start(ns, 30)?;
     act()?;
     cluster_up(&[])?;
     nodes_ready()?;
     thread::sleep(Duration::from_secs(2));
-    load.check().context(what.to_owned())?;
+    load.check(ns).context(what.to_owned())?;
     let after = containers(ns)?;
     ensure(before == after, || {
         format!("{what}: before {before:?}, after {after:?}")

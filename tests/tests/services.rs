@@ -521,3 +521,45 @@ fn backends_that_go() -> Result<()> {
     );
     cases.finish()
 }
+
+/// The reference machine's kernel has no SCTP: peers make the packets by hand, so this tests the way of packets, and
+/// not that of SCTP's sockets.
+#[test]
+fn sctp() -> Result<()> {
+    let ns = Namespace::create("sctp")?;
+    let tcp = format!("tcp:{PORT}");
+    ns.peers(&[
+        peers::serving("near", NODES[0], &[&tcp, "sctp:9132"]),
+        peers::serving("far", NODES[1], &[&tcp, "sctp:9132"]),
+        manifest("client", NODES[0]),
+    ])?;
+    let mut cases = Cases::default();
+    for server in ["near", "far"] {
+        ns.objects(&[json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": server },
+            "spec": { "type": "NodePort", "selector": { "app": server }, "ipFamilyPolicy": "PreferDualStack",
+                      "ports": [{ "name": "sctp", "port": 132, "targetPort": 9132, "protocol": "SCTP" }] },
+        })])?;
+        let acknowledged = |host: &str, port: u16| {
+            eventually(&format!("an answer of {host} {port}"), SOON, || {
+                let lines = ns.ask("client", "sctp", host, port, 1)?;
+                ensure(lines == ["acknowledged"], || format!("{lines:?}"))
+            })
+        };
+        cases.case(&format!("a pod and an SCTP service of a pod {server}"), || {
+            each_ip(&ns, server, |ip| acknowledged(ip, 132))
+        });
+        cases.case(&format!("a NodePort for SCTP of a pod {server}"), || {
+            let port = ns.node_port(server, "sctp")?;
+            node_ips(NODES[2])?
+                .into_iter()
+                .try_for_each(|ip| acknowledged(&ip.to_string(), port))
+        });
+        cases.case(&format!("a pod {server} by its own address"), || {
+            ns.pod_ips(server)?
+                .into_iter()
+                .try_for_each(|ip| acknowledged(&ip.to_string(), 9132))
+        });
+    }
+    cases.finish()
+}
