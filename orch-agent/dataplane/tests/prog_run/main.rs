@@ -6,6 +6,7 @@
 mod packet;
 
 mod announce;
+mod balance;
 mod bandwidth;
 mod bench;
 mod case;
@@ -16,6 +17,7 @@ mod flows;
 mod fragments;
 mod headers;
 mod malformed;
+mod moving;
 mod pod;
 mod policy;
 mod property;

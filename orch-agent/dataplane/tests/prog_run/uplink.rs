@@ -1,6 +1,6 @@
 //! What comes in and goes out by the uplink.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use orch_ebpf::{
     conntrack::NAT_PORTS,
@@ -389,32 +389,4 @@ fn affinity_keeps_a_client_on_its_backend() {
         let rest: BTreeSet<_> = (1..60).map(|port| chosen(&mut bench, world, port)).collect();
         assert!(rest.len() == 1 && rest.is_disjoint(&kept), "{rest:?}");
     }
-}
-
-/// Two nodes with the same services choose alike, whatever the numbers of backends and pools are there.
-#[test]
-fn every_node_chooses_the_same_backend_for_a_flow() {
-    let choices = |first: bool| -> BTreeMap<(&str, u16), std::net::IpAddr> {
-        let mut bench = Bench::new();
-        let mut all = BTreeMap::new();
-        for world in &WORLDS {
-            let mut backends = vec![(world.other, 8080), (world.pod, 8080), (world.remote, 8080)];
-            if first {
-                // Numbers come in the order of what was written before.
-                backends.rotate_left(1);
-                bench.put(world, "else", &Spec::new(90, UDP, &[(world.stranger, 5)]));
-            }
-            bench.put(world, "table", &Spec::new(86, TCP, &backends));
-            all.extend((1..200).map(|port| ((world.name, port), chosen(&mut bench, world, port))));
-        }
-        all
-    };
-    let (one, other) = std::thread::scope(|scope| {
-        let one = scope.spawn(|| choices(true));
-        let other = scope.spawn(|| choices(false));
-        (one.join().unwrap(), other.join().unwrap())
-    });
-    assert_eq!(one, other);
-    let backends: BTreeSet<_> = one.values().collect();
-    assert_eq!(backends.len(), 6, "every backend of both families is somebody's");
 }

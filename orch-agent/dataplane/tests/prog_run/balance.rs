@@ -1,0 +1,144 @@
+//! How flows from outside are spread over the backends: by a Maglev table, alike on every node.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use orch_dataplane::maps::entries;
+use orch_ebpf::service::SLOTS_MAP;
+
+use crate::{
+    bench::Bench,
+    case::{At, REDIRECT},
+    packet::{TCP, UDP},
+    spec::Spec,
+    world::{WORLDS, World},
+};
+
+/// Where the client's flows to the NodePort lead, by its port.
+fn choices(bench: &mut Bench, world: &World, protocol: u8, flows: u16) -> BTreeMap<u16, (IpAddr, u16)> {
+    bench.forget();
+    (1..=flows)
+        .map(|port| {
+            let ask = world.packet(protocol, (world.client, port), (world.node, 30_086));
+            let (verdict, seen) = bench.see(At::FromUplink, &ask);
+            assert_eq!(verdict, REDIRECT);
+            (port, seen.destination)
+        })
+        .collect()
+}
+
+fn many(world: &World, count: u16) -> Vec<(IpAddr, u16)> {
+    (8000..8000 + count).map(|port| (world.other, port)).collect()
+}
+
+/// Two nodes with the same services choose alike, whatever the numbers of backends and pools are there.
+#[test]
+fn every_node_chooses_the_same_backend_for_a_flow() {
+    let on_a_node = |first: bool| -> Vec<_> {
+        let mut bench = Bench::new();
+        let mut all = Vec::new();
+        for world in &WORLDS {
+            let mut backends = vec![(world.other, 8080), (world.pod, 8080), (world.remote, 8080)];
+            if first {
+                // Numbers come in the order of what was written before.
+                backends.rotate_left(1);
+                bench.put(world, "else", &Spec::new(90, UDP, &[(world.stranger, 5)]));
+            }
+            for protocol in [TCP, UDP] {
+                bench.put(
+                    world,
+                    &format!("table-{protocol}"),
+                    &Spec::new(86, protocol, &backends),
+                );
+                all.push(choices(&mut bench, world, protocol, 200));
+            }
+        }
+        all
+    };
+    let (one, other) = std::thread::scope(|scope| {
+        let one = scope.spawn(|| on_a_node(true));
+        let other = scope.spawn(|| on_a_node(false));
+        (one.join().unwrap(), other.join().unwrap())
+    });
+    assert_eq!(one, other);
+    for choices in one {
+        let backends: BTreeSet<_> = choices.values().collect();
+        assert_eq!(backends.len(), 3, "every backend is somebody's");
+    }
+}
+
+#[test]
+fn shares_are_even() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        bench.put(world, "many", &Spec::new(86, UDP, &many(world, 8)));
+        let mut shares: BTreeMap<_, usize> = BTreeMap::new();
+        for backend in choices(&mut bench, world, UDP, 4000).into_values() {
+            *shares.entry(backend).or_default() += 1;
+        }
+        // 500 each, with a standard deviation of 21: the hash is always the same.
+        assert_eq!(shares.len(), 8);
+        assert!(
+            shares.values().all(|share| (400..600).contains(share)),
+            "{} {shares:?}",
+            world.name
+        );
+    }
+}
+
+#[test]
+fn few_flows_move_when_a_backend_leaves() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        let mut backends = many(world, 8);
+        bench.put(world, "many", &Spec::new(86, UDP, &backends));
+        let before = choices(&mut bench, world, UDP, 2000);
+        let gone = backends.remove(3);
+        bench.put(world, "many", &Spec::new(86, UDP, &backends));
+        let after = choices(&mut bench, world, UDP, 2000);
+        let stayed: Vec<_> = before.iter().filter(|(_, backend)| **backend != gone).collect();
+        let moved = stayed
+            .iter()
+            .filter(|(port, backend)| after[*port] != **backend)
+            .count();
+        assert!(after.values().all(|backend| *backend != gone));
+        assert!(
+            moved * 10 < stayed.len(),
+            "{}: {moved} of {}",
+            world.name,
+            stayed.len()
+        );
+    }
+}
+
+/// Every choice is a backend of the table's, and a table has as many slots as it counts.
+#[test]
+fn a_table_is_as_long_as_its_service_says() {
+    let mut bench = Bench::new();
+    let [world, _] = &WORLDS;
+    for (count, size) in [(1, 251), (10, 251), (11, 1021), (41, 4093)] {
+        bench.put(world, "many", &Spec::new(86, UDP, &many(world, count)));
+        let services = entries("services", &bench.maps.v4.services).unwrap();
+        let (_, service) = services
+            .iter()
+            .find(|(key, service)| key.port == 30_086 && service.count == size)
+            .unwrap();
+        let slots: Vec<u32> = {
+            let mut chunks = entries(SLOTS_MAP, &bench.maps.slots).unwrap();
+            chunks.retain(|(key, _)| key.pool == service.pool);
+            chunks.sort_unstable_by_key(|(key, _)| key.chunk);
+            chunks
+                .iter()
+                .flat_map(|(_, chunk)| chunk.backends)
+                .take(size as usize)
+                .collect()
+        };
+        assert_eq!(slots.len(), size as usize);
+        let different: BTreeSet<_> = slots.iter().collect();
+        assert!(different.len() == usize::from(count) && !different.contains(&0));
+        let chosen: BTreeSet<_> = choices(&mut bench, world, UDP, 2000).into_values().collect();
+        assert_eq!(chosen.len(), usize::from(count), "each backend is somebody's");
+    }
+}
