@@ -65,10 +65,16 @@ fn egress(bench: &mut Bench, packet: &Packet) -> bool {
 /// Lets the pod reach, or be reached, as the flags say, only by rules.
 fn isolated(world: &World, flags: u32) -> Bench {
     let mut bench = Bench::new();
+    isolate(&mut bench, world, flags);
+    bench
+}
+
+/// The same, once more: flows are forgotten, rules are not.
+fn isolate(bench: &mut Bench, world: &World, flags: u32) {
+    bench.forget();
     bench.isolate(world.pod, POLICY, flags);
     bench.identify((world.bits(), world.other), FRIEND);
     bench.identify((world.bits() - 8, world.client), NETWORK);
-    bench
 }
 
 #[test]
@@ -265,12 +271,16 @@ fn answers_of_a_pod_that_may_not_ask_pass() {
 fn rules_for_everybody_networks_protocols_and_ranges() {
     for world in &WORLDS {
         let from = |source, protocol, port| world.packet(protocol, (source, 4000), (world.pod, port));
-        let with = |bits, key| {
-            let mut bench = isolated(world, ISOLATED_INGRESS);
+        let mut bench = isolated(world, ISOLATED_INGRESS);
+        let mut held = None;
+        let mut only = |bench: &mut Bench, bits, key| {
+            if let Some((bits, key)) = held.replace((bits, key)) {
+                bench.disallow(bits, key);
+            }
+            bench.forget();
             bench.allow(bits, key);
-            bench
         };
-        let mut bench = with(RULE_PORT_BITS, rule(IDENTITY_ANY, INGRESS, TCP, 80));
+        only(&mut bench, RULE_PORT_BITS, rule(IDENTITY_ANY, INGRESS, TCP, 80));
         for source in [world.client, world.stranger, world.remote] {
             assert!(
                 ingress(&mut bench, At::FromUplink, &from(source, TCP, 80)),
@@ -278,13 +288,13 @@ fn rules_for_everybody_networks_protocols_and_ranges() {
             );
             assert!(!ingress(&mut bench, At::FromUplink, &from(source, TCP, 81)));
         }
-        let mut bench = with(RULE_PORT_BITS, rule(IDENTITY_WORLD, INGRESS, TCP, 80));
+        only(&mut bench, RULE_PORT_BITS, rule(IDENTITY_WORLD, INGRESS, TCP, 80));
         assert!(
             ingress(&mut bench, At::FromUplink, &from(world.stranger, TCP, 80)),
             "what has no identity"
         );
         assert!(!ingress(&mut bench, At::FromUplink, &from(world.client, TCP, 80)));
-        let mut bench = with(RULE_ANY_PROTOCOL_BITS, rule(NETWORK, INGRESS, 0, 0));
+        only(&mut bench, RULE_ANY_PROTOCOL_BITS, rule(NETWORK, INGRESS, 0, 0));
         for protocol in [TCP, UDP, SCTP, world.icmp, IP_IN_IP] {
             for port in [0, 80, 65_535] {
                 assert!(
@@ -298,14 +308,18 @@ fn rules_for_everybody_networks_protocols_and_ranges() {
                 ));
             }
         }
-        let mut bench = with(RULE_ANY_PORT_BITS, rule(NETWORK, INGRESS, UDP, 0));
+        only(&mut bench, RULE_ANY_PORT_BITS, rule(NETWORK, INGRESS, UDP, 0));
         assert!(
             ingress(&mut bench, At::FromUplink, &from(world.client, UDP, 9)),
             "every port"
         );
         assert!(!ingress(&mut bench, At::FromUplink, &from(world.client, TCP, 9)));
         // 8192 to 16383 and 80 to 83, as blocks of ports.
-        let mut bench = with(RULE_ANY_PORT_BITS + 3, rule(NETWORK, INGRESS, TCP, 8192));
+        only(
+            &mut bench,
+            RULE_ANY_PORT_BITS + 3,
+            rule(NETWORK, INGRESS, TCP, 8192),
+        );
         bench.allow(RULE_PORT_BITS - 2, rule(NETWORK, INGRESS, TCP, 80));
         for (port, allowed) in [
             (79, false),
@@ -324,6 +338,9 @@ fn rules_for_everybody_networks_protocols_and_ranges() {
                 "{port}"
             );
         }
+        bench.disallow(RULE_PORT_BITS - 2, rule(NETWORK, INGRESS, TCP, 80));
+        only(&mut bench, RULE_PORT_BITS, rule(NETWORK, INGRESS, TCP, 80));
+        assert!(ingress(&mut bench, At::FromUplink, &from(world.client, TCP, 80)));
         // The innermost network decides who one is.
         bench.identify((world.bits(), world.client), FRIEND);
         assert!(!ingress(
@@ -339,7 +356,7 @@ fn rules_for_everybody_networks_protocols_and_ranges() {
             },
             rule(IDENTITY_ANY, EGRESS, TCP, 80),
         ] {
-            let mut bench = with(RULE_PORT_BITS, key);
+            only(&mut bench, RULE_PORT_BITS, key);
             assert!(!ingress(&mut bench, At::FromUplink, &from(world.client, TCP, 80)));
         }
     }
@@ -394,10 +411,11 @@ fn neighbour_discovery_of_an_isolated_pod_passes() {
 /// Packets of a live flow to the pod, with its answers passing all the while.
 #[test]
 fn a_change_takes_effect_on_a_live_flow_to_the_pod() {
+    let mut bench = Bench::new();
     for world in &WORLDS {
         for flags in [ISOLATED_INGRESS, ISOLATED_INGRESS | ISOLATED_EGRESS] {
             for protocol in [TCP, UDP] {
-                let mut bench = isolated(world, flags);
+                isolate(&mut bench, world, flags);
                 let key = rule(NETWORK, INGRESS, protocol, 80);
                 bench.allow(RULE_PORT_BITS, key);
                 let ask = world.packet(protocol, (world.client, 4000), (world.pod, 80));
@@ -415,6 +433,7 @@ fn a_change_takes_effect_on_a_live_flow_to_the_pod() {
                 assert!(ingress(&mut bench, At::FromUplink, &data));
                 assert!(egress(&mut bench, &answer.with_flags(ACK)));
                 assert!(ingress(&mut bench, At::FromUplink, &data.with_flags(FIN | ACK)));
+                bench.disallow(RULE_PORT_BITS, key);
             }
         }
     }
@@ -422,10 +441,11 @@ fn a_change_takes_effect_on_a_live_flow_to_the_pod() {
 
 #[test]
 fn a_change_takes_effect_on_a_live_flow_of_the_pod() {
+    let mut bench = Bench::new();
     for world in &WORLDS {
         for flags in [ISOLATED_EGRESS, ISOLATED_INGRESS | ISOLATED_EGRESS] {
             for protocol in [TCP, UDP] {
-                let mut bench = isolated(world, flags);
+                isolate(&mut bench, world, flags);
                 let key = rule(NETWORK, EGRESS, protocol, 443);
                 bench.allow(RULE_PORT_BITS, key);
                 for ask in [
@@ -452,6 +472,7 @@ fn a_change_takes_effect_on_a_live_flow_of_the_pod() {
                     bench.allow(RULE_PORT_BITS, key);
                     assert!(egress(&mut bench, &data));
                 }
+                bench.disallow(RULE_PORT_BITS, key);
             }
         }
     }
