@@ -138,7 +138,12 @@ async fn value_from(
 ) -> Result<Option<String>, EnvError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     if let Some(field) = &source.field_ref {
-        return Ok(Some(fields::field(pod, &field.field_path, &context.facts(), ips)?));
+        return Ok(Some(fields::field(
+            pod,
+            &field.field_path,
+            &context.facts(),
+            ips,
+        )?));
     }
     if let Some(selector) = &source.resource_field_ref {
         return Ok(Some(fields::resource(

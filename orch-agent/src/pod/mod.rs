@@ -5,9 +5,9 @@
 //! drive everything. Static pods from a manifest folder are not read yet.
 
 pub mod actor;
-mod attachment;
 #[cfg(test)]
 mod actor_tests;
+mod attachment;
 pub mod backoff;
 pub mod context;
 pub mod env;

@@ -27,12 +27,12 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use self::{apply::with_verdict, tables::Verdict};
 use self::{
     apply::{Enforced, MapsKernel},
     compile::Subject,
     model::Model,
 };
-pub use self::{apply::with_verdict, tables::Verdict};
 use crate::{DataplaneError, PodAttachment, maps::Maps};
 
 /// How long to wait after the kernel has refused a change.
@@ -121,7 +121,10 @@ impl Policies {
         let pods = model.iter().flat_map(Model::pods);
         let named = |pod: &Arc<Pod>| {
             let name = format!("{}/{}", pod.namespace, pod.name);
-            pod.addresses.iter().map(|ip| (*ip, name.clone())).collect::<Vec<_>>()
+            pod.addresses
+                .iter()
+                .map(|ip| (*ip, name.clone()))
+                .collect::<Vec<_>>()
         };
         pods.flat_map(named).collect()
     }

@@ -34,5 +34,9 @@ pub fn send_frame(interface: u32, frame: &[u8]) -> io::Result<()> {
             length,
         )
     };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if sent < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
