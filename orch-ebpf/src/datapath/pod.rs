@@ -230,10 +230,9 @@ fn admit<A: Family>(
     if to.flags & LIMITED_INGRESS != 0 {
         bandwidth::take(to.ifindex, INGRESS, ctx.length())?;
     }
-    // The stack's own error about a packet to a service, which was too long for the way to its backend, say: the pod
-    // knows the packet as it sent it.
-    if parsed.ports == Ports::Error
-        && let Some(known) = answered
+    // A backend in the node's own network answers by its stack, as do errors about a packet that is too long for the way
+    // to its backend: the pod knows the service only.
+    if let Some(known) = answered
         && known.kind == KIND_SERVICE
     {
         skb::rewrite(ctx, parsed, &known.becomes)?;

@@ -4,14 +4,14 @@ use orch_ebpf::{
     conntrack::NAT_PORTS,
     event::{
         DropReason::{NoBackend, NoLocalBackend, NoService, SourceRange},
-        Path::{NewFlow, ToNode, ToPod, Translated},
+        Path::{NewFlow, ToNode, ToPod, ToStack, Translated},
     },
     service::{SERVICE_LOCAL, SERVICE_SOURCES},
 };
 
 use crate::{
     bench::Bench,
-    case::{At, Case, REDIRECT, drops, passes, turns},
+    case::{At, Case, PASS, REDIRECT, drops, passes, turns},
     packet::{ACK, Packet, RST, SCTP, SYN, TCP, UDP},
     spec::Spec,
     world::{OTHER_MACS, POD_MACS, WORLDS, World},
@@ -256,5 +256,61 @@ fn a_traffic_policy_and_source_ranges_hold_for_pods_as_well() {
                 world,
             )],
         );
+    }
+}
+
+/// As the API server's service has.
+#[test]
+fn a_backend_in_the_nodes_network_answers_in_the_services_name() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        for protocol in [TCP, UDP, SCTP] {
+            let name = format!("host-{protocol}");
+            bench.put(world, &name, &Spec::new(87, protocol, &[(world.node, 6443)]));
+            let ask = world.by_pod(protocol, (world.service, 87));
+            let arrived = ask.to((world.node, 6443));
+            let paths = [NewFlow, Translated, ToStack];
+            bench.check(
+                world,
+                &turns(
+                    "from a pod",
+                    At::FromPod,
+                    ask.clone(),
+                    PASS,
+                    arrived.clone(),
+                    &paths,
+                ),
+            );
+            let (answer, out) = (arrived.answer(), ask.answer());
+            bench.check(
+                world,
+                &turns("its answer", At::ToPod, answer, PASS, out, &[Translated]),
+            );
+            let ask = world.by_client(protocol, (world.node, 30_087));
+            let arrived = ask.to((world.node, 6443));
+            bench.check(
+                world,
+                &turns(
+                    "from outside",
+                    At::FromUplink,
+                    ask.clone(),
+                    PASS,
+                    arrived.clone(),
+                    &paths,
+                ),
+            );
+            let (answer, out) = (arrived.answer(), ask.answer());
+            bench.check(
+                world,
+                &turns(
+                    "its answer",
+                    At::ToUplink,
+                    answer,
+                    PASS,
+                    out,
+                    &[Translated, ToStack],
+                ),
+            );
+        }
     }
 }

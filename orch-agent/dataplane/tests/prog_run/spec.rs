@@ -59,7 +59,7 @@ impl Spec {
                 address: family(*ip),
                 port: *port,
                 protocol: self.protocol,
-                flags: if [world.pod, world.other].contains(ip) {
+                flags: if [world.pod, world.other, world.node].contains(ip) {
                     BACKEND_LOCAL
                 } else {
                     0
