@@ -106,8 +106,9 @@ pub struct RunArgs {
     /// Directory for what does not survive a reboot.
     #[arg(long, default_value = "/run/orch")]
     pub run_dir: PathBuf,
-    /// The cgroup below which pods live and where service lookup is attached.
-    #[arg(long, default_value = "/orch")]
+    /// The cgroup below which pods live. Services are looked up for every process in it; in the root that is the whole
+    /// machine's.
+    #[arg(long, default_value = "/")]
     pub cgroup_root: String,
     /// Directory for pinned maps and links [default: /sys/fs/bpf/orch/NODE_NAME].
     #[arg(long)]
