@@ -123,6 +123,11 @@ pub fn list(folder: &Path, prefix: &str) -> Result<Vec<String>, DataplaneError> 
 /// # Errors
 /// When it exists and cannot be removed.
 pub fn remove(pin: &Path) -> Result<(), DataplaneError> {
+    if let Ok(link) = sys::open_pinned(pin) {
+        // The kernel lets go of an unpinned link only after a while, in which its place is taken. One that is attached
+        // to nothing any more refuses, which is as good.
+        let _ = sys::link_detach(link.as_fd());
+    }
     match fs::remove_file(pin) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(DataplaneError::File {
             action: "remove",
