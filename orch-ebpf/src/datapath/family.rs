@@ -42,6 +42,8 @@ pub trait Family: Address {
     fn nodes() -> &'static maps::Nodes<Self>;
     /// What goes through the tunnel.
     fn routes() -> &'static maps::Routes<Self>;
+    /// Addresses of uplinks.
+    fn uplinks() -> &'static maps::Uplinks<Self>;
     /// Addresses that this node answers for.
     fn announced() -> &'static maps::AnnouncedMap<Self>;
     /// Services.
@@ -111,6 +113,7 @@ impl Family for Address4 {
     maps_of_family! {
         nodes Nodes ORCH_NODES4,
         routes Routes ORCH_ROUTES4,
+        uplinks Uplinks ORCH_UPLINKS4,
         announced AnnouncedMap ORCH_ANNOUNCED4,
         services Services ORCH_SERVICES4,
         backends Backends ORCH_BACKENDS4,
@@ -172,6 +175,7 @@ impl Family for Address6 {
     maps_of_family! {
         nodes Nodes ORCH_NODES6,
         routes Routes ORCH_ROUTES6,
+        uplinks Uplinks ORCH_UPLINKS6,
         announced AnnouncedMap ORCH_ANNOUNCED6,
         services Services ORCH_SERVICES6,
         backends Backends ORCH_BACKENDS6,
