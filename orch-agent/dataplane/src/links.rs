@@ -97,6 +97,19 @@ pub fn attach_filter(
     Ok(())
 }
 
+/// Removes a pin, and its attachment at once: whoever attaches something else in its place finds it empty.
+///
+/// # Errors
+/// When the pin exists and cannot be removed.
+pub fn detach(pin: &Path) -> Result<(), DataplaneError> {
+    if let Ok(link) = sys::open_pinned(pin)
+        && let Err(error) = sys::link_detach(link.as_fd())
+    {
+        tracing::debug!(pin = %pin.display(), %error, "a link goes with its pin");
+    }
+    remove(pin)
+}
+
 /// Names of the pins in `folder` that start with `prefix`.
 ///
 /// # Errors
