@@ -30,6 +30,8 @@ pub trait Family: Address {
     fn settings(config: &Config) -> &FamilyConfig<Self>;
     /// Whether both are the same address.
     fn same(self, other: Self) -> bool;
+    /// Whether a machine means itself by the address, whatever its others are.
+    fn is_loopback(self) -> bool;
     /// Whether the address is in the network.
     fn within(self, network: Self, mask: Self) -> bool;
     /// Reads the headers of a packet of this family, see [`super::parse`].
@@ -96,6 +98,12 @@ impl Family for Address4 {
     }
 
     #[inline(always)]
+    fn is_loopback(self) -> bool {
+        let [first, ..] = self;
+        first == 127
+    }
+
+    #[inline(always)]
     fn within(self, network: Self, mask: Self) -> bool {
         (u32::from_ne_bytes(self) ^ u32::from_ne_bytes(network)) & u32::from_ne_bytes(mask) == 0
     }
@@ -154,6 +162,11 @@ impl Family for Address6 {
     fn same(self, other: Self) -> bool {
         let ((a, b), (c, d)) = (halves(self), halves(other));
         a == c && b == d
+    }
+
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        halves(self) == (0, 1_u64.to_be())
     }
 
     #[inline(always)]
