@@ -13,6 +13,10 @@ pub const NODES_MAX: usize = 16_384;
 pub const ROUTES_MAP: &str = "ORCH_ROUTES";
 /// Most routes of one family.
 pub const ROUTES_MAX: usize = 32_768;
+/// Start of the name of the hashes from [`UplinkKey`] to [`Uplink`].
+pub const UPLINKS_MAP: &str = "ORCH_UPLINKS";
+/// Most uplinks.
+pub const UPLINKS_MAX: usize = 1024;
 /// Start of the name of the hashes from [`Address`] to [`Announced`].
 pub const ANNOUNCED_MAP: &str = "ORCH_ANNOUNCED";
 /// Most announced addresses of one family.
@@ -85,6 +89,29 @@ pub const CONFIG_DSR: u32 = 4;
 /// Flag of [`Config`]: maps move to another layout, and the entry of a flow may be on its way: a TCP segment that looks like
 /// one of a flow and has none is dropped, to be sent again, and not answered with a reset.
 pub const CONFIG_MOVING: u32 = 8;
+
+/// Flag of [`Config`]: the node has several uplinks, so that the routes say by which of them a translated packet leaves.
+pub const CONFIG_MULTIHOMED: u32 = 16;
+
+/// An uplink.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UplinkKey {
+    /// Its interface index.
+    pub ifindex: u32,
+}
+
+abi!(UplinkKey, size 4, align 4, { ifindex @ 0 });
+
+/// What is known of an uplink.
+#[repr(C, align(4))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Uplink<A> {
+    /// Its address, the source of packets of pods that leave by it.
+    pub address: A,
+}
+
+abi!(both Uplink { size 4, align 4, { address @ 0 } } { size 16, align 4, { address @ 0 } });
 
 /// What an address of a node is.
 #[repr(C)]

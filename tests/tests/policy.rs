@@ -278,12 +278,24 @@ fn egress() -> Result<()> {
         place.expect("tcp", PORT, &[("far", false)])
     });
     cases.case("names resolve where only DNS is allowed", || {
-        place.egress(json!([{ "ports": [{ "port": 53, "protocol": "UDP" }] }]))?;
-        eventually("the name", SOON, || {
-            let found = place.ns.peer("far", &["resolve", "local"])?;
-            ensure(found.contains(&cluster_ip), || format!("{found:?}"))
-        })?;
-        place.expect("tcp", PORT, &[("far", false)])
+        // By its port, and as other clusters' DNS.
+        let dns = json!([{
+            "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "kube-system" } },
+            "podSelector": { "matchLabels": { "k8s-app": "kube-dns" } },
+        }]);
+        for rule in [
+            json!({ "ports": [{ "port": 53, "protocol": "UDP" }] }),
+            json!({ "to": dns }),
+        ] {
+            place.egress(json!([]))?;
+            place.egress(json!([rule]))?;
+            eventually("the name", SOON, || {
+                let found = place.ns.peer("far", &["resolve", "local"])?;
+                ensure(found.contains(&cluster_ip), || format!("{found:?}"))
+            })?;
+            place.expect("tcp", PORT, &[("far", false)])?;
+        }
+        Ok(())
     });
     cases.finish()
 }

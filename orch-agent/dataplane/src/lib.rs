@@ -122,7 +122,12 @@ impl Dataplane {
             .services
             .lock()
             .claim_host_ports(|ip| shared.pods.lock().owner(ip).cloned());
-        tasks.extend(policy::start(&shared.policies, &shared.maps, &cluster)?);
+        tasks.extend(policy::start(
+            &shared.policies,
+            &shared.maps,
+            &shared.config.cluster_dns,
+            &cluster,
+        )?);
         uplinks::apply(&shared, &shared.uplinks())?;
         tunnel::sync(&shared).await?;
         nodes::refresh(&shared).await?;

@@ -22,7 +22,7 @@ use crate::{
     links, maps,
     migrate::{Migration, Staging},
     netlink::{Interface, Kind},
-    sys::{AttachType, Target},
+    sys::{self, AttachType, Target},
 };
 
 #[repr(C, align(8))]
@@ -67,8 +67,8 @@ pub fn object() -> &'static [u8] {
     &OBJECT.0
 }
 
-/// Loads the programs, on the pinned maps where those fit, else on new ones with what the old ones hold; the caller then
-/// attaches every program and calls [`Programs::settle`].
+/// Loads the programs for the calling thread's network namespace, on the pinned maps where those fit, else on new ones
+/// with what the old ones hold; the caller then attaches every program and calls [`Programs::settle`].
 ///
 /// # Errors
 /// When there is no object or the kernel refuses a map or program.
@@ -87,6 +87,11 @@ pub fn load(bpf_root: &Path) -> Result<(Programs, maps::Maps), DataplaneError> {
     }
     let checksum = checksum_flag();
     loader.override_global("ORCH_CHECKSUM_IPV6", &checksum, true);
+    let namespace = sys::namespace_cookie().map_err(|source| DataplaneError::Syscall {
+        call: "ask for the network namespace's cookie".to_owned(),
+        source,
+    })?;
+    loader.override_global("ORCH_NODE_NAMESPACE", &namespace, true);
     let level = if tracing::enabled!(tracing::Level::DEBUG) {
         aya_log::Level::Debug
     } else {

@@ -13,7 +13,10 @@ use aya::{
 use orch_ebpf::{
     Address, Address4, Address6,
     bandwidth::{BUCKETS_MAP, Bucket, BucketKey},
-    config::{ANNOUNCED_MAP, Announced, CONFIG_MAP, Config, NODES_MAP, Node, ROUTES_MAP, Route},
+    config::{
+        ANNOUNCED_MAP, Announced, CONFIG_MAP, Config, NODES_MAP, Node, ROUTES_MAP, Route, UPLINKS_MAP,
+        Uplink, UplinkKey,
+    },
     conntrack::{CONNTRACK_MAP, Conntrack, FRAGMENTS_MAP, Tuple},
     endpoint::{ENDPOINTS_MAP, Endpoint},
     event::{Counter, EVENTS_MAP, METRICS_MAP},
@@ -42,9 +45,10 @@ const SHARED: [&str; 7] = [
 ];
 
 /// The maps that each family has of its own, without the family's suffix.
-const OF_FAMILY: [&str; 11] = [
+const OF_FAMILY: [&str; 12] = [
     NODES_MAP,
     ROUTES_MAP,
+    UPLINKS_MAP,
     ANNOUNCED_MAP,
     SERVICES_MAP,
     BACKENDS_MAP,
@@ -81,6 +85,8 @@ pub struct FamilyMaps<A: MapAddress> {
     pub nodes: HashMap<MapData, A, Node>,
     /// What goes through the tunnel.
     pub routes: LpmTrie<MapData, A, Route>,
+    /// Addresses of uplinks.
+    pub uplinks: HashMap<MapData, UplinkKey, Uplink<A>>,
     /// Addresses that this node answers for.
     pub announced: HashMap<MapData, A, Announced>,
     /// Services.
@@ -166,6 +172,7 @@ impl<A: MapAddress> FamilyMaps<A> {
         Ok(Self {
             nodes: open(NODES_MAP, A::SUFFIX, find)?,
             routes: open(ROUTES_MAP, A::SUFFIX, find)?,
+            uplinks: open(UPLINKS_MAP, A::SUFFIX, find)?,
             announced: open(ANNOUNCED_MAP, A::SUFFIX, find)?,
             services: open(SERVICES_MAP, A::SUFFIX, find)?,
             backends: open(BACKENDS_MAP, A::SUFFIX, find)?,

@@ -14,7 +14,7 @@ use aya::{
 use orch_ebpf::{
     Address4, Address6,
     bandwidth::{BUCKETS_MAP, Bucket, BucketKey},
-    config::{ANNOUNCED_MAP, Announced, NODES_MAP, Node, ROUTES_MAP, Route},
+    config::{ANNOUNCED_MAP, Announced, NODES_MAP, Node, ROUTES_MAP, Route, UPLINKS_MAP, Uplink, UplinkKey},
     conntrack::{FRAGMENTS_MAP, Fragment, FragmentKey},
     endpoint::{ENDPOINTS_MAP, Endpoint},
     event::{DropReason, METRICS_PATHS, Path as Way},
@@ -220,7 +220,7 @@ fn walkers() -> Vec<Walker> {
     all
 }
 
-fn walkers_of<A: maps::MapAddress>() -> [Walker; 8] {
+fn walkers_of<A: maps::MapAddress>() -> [Walker; 9] {
     [
         (SOCKETS_MAP, A::SUFFIX, |data| {
             hash::<SocketKey<A>, SocketOrigin<A>>(data)
@@ -229,6 +229,7 @@ fn walkers_of<A: maps::MapAddress>() -> [Walker; 8] {
             hash::<FragmentKey<A>, Fragment>(data)
         }),
         (NODES_MAP, A::SUFFIX, |data| hash::<A, Node>(data)),
+        (UPLINKS_MAP, A::SUFFIX, |data| hash::<UplinkKey, Uplink<A>>(data)),
         (ANNOUNCED_MAP, A::SUFFIX, |data| hash::<A, Announced>(data)),
         (ENDPOINTS_MAP, A::SUFFIX, |data| hash::<A, Endpoint>(data)),
         (ROUTES_MAP, A::SUFFIX, |data| trie::<A, Route>(data)),

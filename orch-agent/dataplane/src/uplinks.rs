@@ -1,12 +1,23 @@
 //! The interfaces that lead out of the node, followed as they change: programs on each, their addresses in the maps.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
+use aya::maps::{HashMap, MapData};
 use futures::StreamExt as _;
 use ipnet::IpNet;
+use orch_ebpf::{
+    Address,
+    config::{self, CONFIG_MULTIHOMED, UPLINKS_MAP, UplinkKey},
+};
 
 use crate::{
     DataplaneConfig, DataplaneError,
+    maps::{MapAddress, failed, gone_or},
     netlink::{Change, Interface, Kind, Netlink},
     nodes, pods,
     shared::Shared,
@@ -179,14 +190,63 @@ pub fn apply(shared: &Shared, uplinks: &Uplinks) -> Result<(), DataplaneError> {
         prepare(config, &interface.name)?;
     }
     let primary = uplinks.primary();
-    shared.maps.lock().configure(|config| {
-        config.uplink_ifindex = primary.index;
-        config.uplink_mtu = primary.mtu;
-    })?;
+    {
+        let mut maps = shared.maps.lock();
+        let maps = &mut *maps;
+        put_addresses(&mut maps.v4.uplinks, uplinks, &config.node_ips)?;
+        put_addresses(&mut maps.v6.uplinks, uplinks, &config.node_ips)?;
+        maps.configure(|config| {
+            config.uplink_ifindex = primary.index;
+            config.uplink_mtu = primary.mtu;
+            config.flags &= !CONFIG_MULTIHOMED;
+            if !uplinks.others.is_empty() {
+                config.flags |= CONFIG_MULTIHOMED;
+            }
+        })?;
+    }
     shared
         .programs
         .lock()
         .attach_uplinks(&config.bpf_root, &interfaces, config.xdp)
+}
+
+/// Writes by which address of the family pods are known that leave by each uplink.
+fn put_addresses<A: MapAddress>(
+    map: &mut HashMap<MapData, UplinkKey, config::Uplink<A>>,
+    uplinks: &Uplinks,
+    node_ips: &[IpAddr],
+) -> Result<(), DataplaneError> {
+    let desired: BTreeMap<UplinkKey, config::Uplink<A>> = uplinks
+        .all()
+        .filter_map(|uplink| {
+            let ifindex = uplink.interface.index;
+            let address = A::from_ip(source::<A>(uplink, node_ips)?)?;
+            Some((UplinkKey { ifindex }, config::Uplink { address }))
+        })
+        .collect();
+    for (key, uplink) in &desired {
+        map.insert(*key, *uplink, 0).map_err(failed(UPLINKS_MAP))?;
+    }
+    let known: Vec<UplinkKey> = map
+        .keys()
+        .collect::<Result<_, _>>()
+        .map_err(failed(UPLINKS_MAP))?;
+    for key in known.iter().filter(|key| !desired.contains_key(key)) {
+        gone_or(map.remove(key)).map_err(failed(UPLINKS_MAP))?;
+    }
+    Ok(())
+}
+
+/// The address that packets of pods get which leave by the uplink: the node's where it is on it, else the first that
+/// means something beyond the link.
+fn source<A: Address>(uplink: &Uplink, node_ips: &[IpAddr]) -> Option<IpAddr> {
+    let of_family = || {
+        let all = uplink.addresses.iter().map(IpNet::addr);
+        all.filter(|ip| A::from_ip(*ip).is_some() && !is_link_local(*ip))
+    };
+    of_family()
+        .find(|ip| node_ips.contains(ip))
+        .or_else(|| of_family().next())
 }
 
 /// What the network stack must not do by itself on an uplink.
@@ -252,10 +312,12 @@ async fn look(shared: &Shared) -> Result<(), DataplaneError> {
 
 #[cfg(test)]
 mod tests {
+    use orch_ebpf::{Address4, Address6};
+
     use super::*;
     use crate::config::{Tunnel, XdpMode};
 
-    fn config(uplinks: &[&str], node_ips: &[&str]) -> DataplaneConfig {
+    fn settings(uplinks: &[&str], node_ips: &[&str]) -> DataplaneConfig {
         DataplaneConfig {
             node_name: "n".into(),
             node_ips: node_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
@@ -318,7 +380,7 @@ mod tests {
     #[test]
     fn finds_the_default_route_the_nodes_address_and_vlans() {
         let (interfaces, addresses) = machine();
-        let config = config(&[], &["198.51.100.1"]);
+        let config = settings(&[], &["198.51.100.1"]);
         let found = choose(&config, &interfaces, &addresses, &[2]).unwrap();
         assert_eq!(names(&found), ["eth1", "eth0", "eth1.7"]);
         let local: Vec<String> = found.local().iter().map(IpAddr::to_string).collect();
@@ -328,13 +390,43 @@ mod tests {
     }
 
     #[test]
+    fn pods_leave_by_the_uplinks_address() {
+        let uplink = |addresses: &[&str]| Uplink {
+            interface: interface(2, "eth0", Kind::Other),
+            addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
+        };
+        let node_ips: Vec<IpAddr> = vec!["192.0.2.2".parse().unwrap()];
+        let several = uplink(&["fe80::1/64", "192.0.2.1/24", "192.0.2.2/24", "2001:db8::1/64"]);
+        let of = |ip: Option<IpAddr>| ip.map(|ip| ip.to_string());
+        assert_eq!(
+            of(source::<Address4>(&several, &node_ips)).as_deref(),
+            Some("192.0.2.2")
+        );
+        assert_eq!(
+            of(source::<Address4>(&several, &[])).as_deref(),
+            Some("192.0.2.1")
+        );
+        assert_eq!(
+            of(source::<Address6>(&several, &node_ips)).as_deref(),
+            Some("2001:db8::1")
+        );
+        assert_eq!(source::<Address6>(&uplink(&["fe80::1/64"]), &[]), None);
+    }
+
+    #[test]
     fn named_uplinks_are_the_only_ones() {
         let (interfaces, addresses) = machine();
-        let found = choose(&config(&["eth0"], &["192.0.2.1"]), &interfaces, &addresses, &[3]).unwrap();
+        let found = choose(
+            &settings(&["eth0"], &["192.0.2.1"]),
+            &interfaces,
+            &addresses,
+            &[3],
+        )
+        .unwrap();
         assert_eq!(names(&found), ["eth0"]);
-        let none = choose(&config(&["eth9"], &[]), &interfaces, &addresses, &[]);
+        let none = choose(&settings(&["eth9"], &[]), &interfaces, &addresses, &[]);
         assert!(matches!(none, Err(DataplaneError::NoInterface(name)) if name == "eth9"));
-        let none = choose(&config(&[], &["192.0.2.200"]), &interfaces, &addresses, &[]);
+        let none = choose(&settings(&[], &["192.0.2.200"]), &interfaces, &addresses, &[]);
         assert!(matches!(none, Err(DataplaneError::NoUplink)));
     }
 }

@@ -6,7 +6,7 @@ mod support;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -25,6 +25,8 @@ struct Plan {
     remote_pod: IpAddr,
     service: IpAddr,
     dns: IpAddr,
+    balancer: IpAddr,
+    balanced: IpAddr,
     far: IpAddr,
     any: IpAddr,
     link: IpNet,
@@ -46,6 +48,8 @@ fn plan(v6: bool) -> Plan {
         remote_pod: ip("10.244.2.5", "fd00:10:244:2::5"),
         service: ip("10.96.7.7", "fd00:10:96::77"),
         dns: ip("10.96.0.10", "fd00:10:96::a"),
+        balancer: ip("172.31.0.200", "fd00:31::200"),
+        balanced: ip("10.96.7.8", "fd00:10:96::78"),
         far: ip("192.0.2.9", "2001:db8::9"),
         any: ip("0.0.0.0", "::"),
         link: net("172.31.0.0/24", "fd00:31::/64"),
@@ -368,6 +372,31 @@ async fn scenario(place: &Place, plan: &Plan) {
             format!("B {node_ip} peer {}", at(node_ip, 30080))
         ]
     );
+    // The node means itself by its loopback addresses, and a pod itself.
+    let loopback: IpAddr = if any.is_ipv6() {
+        Ipv6Addr::LOCALHOST.into()
+    } else {
+        Ipv4Addr::new(127, 9, 9, 9).into()
+    };
+    assert_eq!(
+        set(&place.node.ask(cgroup, &format!("tcp {} 40", at(loopback, 30080)))),
+        [
+            format!("A {node_ip} peer {}", at(loopback, 30080)),
+            format!("B {node_ip} peer {}", at(loopback, 30080))
+        ]
+    );
+    assert_eq!(
+        set(&place.node.ask(cgroup, &format!("udp {} 40", at(loopback, 30053)))),
+        [
+            format!("A {node_ip} 5 from {}", at(loopback, 30053)),
+            format!("B {node_ip} 5 from {}", at(loopback, 30053))
+        ]
+    );
+    assert_eq!(
+        pod_a.ask(cgroup, &format!("tcp {} 1", at(loopback, 30080))),
+        "error ConnectionRefused"
+    );
+    source_ranges(place, plan, &mut fake, [a, b]).await;
     assert_eq!(
         pod_a.ask(cgroup, &format!("tcp {} 1", at(service, 82))),
         "error ConnectionRefused",
@@ -527,10 +556,50 @@ async fn scenario(place: &Place, plan: &Plan) {
         let expected = [
             "service has no ready backend",
             "connection refused at the socket: no ready backend",
+            "source is outside the service's loadBalancerSourceRanges",
         ];
         if row["verdict"] == "dropped" && !expected.contains(&row["what"].as_str().unwrap()) {
             assert_eq!(row["count"], 0, "{row}");
         }
+    }
+}
+
+/// A load balancer's address that few may use, of which the node may be one and a pod another.
+async fn source_ranges(place: &Place, plan: &Plan, fake: &mut Fake, [a, b]: [IpAddr; 2]) {
+    let Plan {
+        node: node_ip,
+        balancer,
+        balanced,
+        ..
+    } = *plan;
+    let cgroup = Some(place.config.cgroup_path.as_path());
+    let object = |ranges: &[IpNet]| {
+        json!({
+            "metadata": {"name": "balanced"},
+            "spec": {"type": "LoadBalancer", "clusterIP": balanced, "clusterIPs": [balanced],
+                "ports": [{"name": "http", "port": 80}], "loadBalancerSourceRanges": ranges},
+            "status": {"loadBalancer": {"ingress": [{"ip": balancer}]}},
+        })
+    };
+    let mut slice = slice("http", "TCP", 8080, &[(b, "n1")]);
+    slice["metadata"] =
+        json!({"name": "balanced-http", "labels": {"kubernetes.io/service-name": "balanced"}});
+    fake.slice(slice);
+    let words = format!("tcp {} 1", at(balancer, 80));
+    let root = &place.config.bpf_root;
+    for (ranges, node, pod) in [
+        ([IpNet::from(node_ip)], true, false),
+        ([IpNet::from(a)], false, true),
+    ] {
+        fake.service(object(&ranges));
+        until_services(root, 15).await;
+        let reached = |who: IpAddr| format!("B {who} peer {}", at(balancer, 80));
+        let from_node = place.node.ask(cgroup, &words);
+        let from_pod = place.pods[0].ask(cgroup, &words);
+        assert_eq!(from_node == reached(node_ip), node, "{ranges:?} {from_node}");
+        assert_eq!(from_pod == reached(a), pod, "{ranges:?} {from_pod}");
+        fake.remove_service(object(&ranges));
+        until_services(root, 12).await;
     }
 }
 

@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{
     PROTOCOL_TCP,
-    config::Config,
     conntrack::{
         Conntrack, DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_POLICY, KIND_SERVICE, NAT_PORTS,
         NAT_PORTS_TOTAL, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, TOUCH_NANOSECONDS, TOUCH_TICKS, Tuple,
@@ -147,17 +146,17 @@ pub fn open<A: Family>(
     finish(parsed, entry, becomes)
 }
 
-/// Opens a flow whose packets get the node's address and a free port as their source, which is written to `becomes`.
-/// The port is free when no other flow's answers carry the same tuple.
+/// Opens a flow whose packets get `address`, one of the node's, and a free port as their source, which is written to
+/// `becomes`. The port is free when no other flow's answers carry the same tuple.
 #[inline(never)]
 pub fn open_from_node<A: Family>(
-    config: &Config,
+    address: A,
     parsed: &Parsed<A>,
     becomes: &mut Tuple<A>,
     backend: u32,
     kind: u8,
 ) -> Result<(), DropReason> {
-    becomes.source = A::settings(config).node_address;
+    becomes.source = address;
     let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
     // SAFETY: the helper takes no argument.
     let start = unsafe { bpf_get_prandom_u32() };

@@ -30,6 +30,8 @@ pub trait Family: Address {
     fn settings(config: &Config) -> &FamilyConfig<Self>;
     /// Whether both are the same address.
     fn same(self, other: Self) -> bool;
+    /// Whether a machine means itself by the address, whatever its others are.
+    fn is_loopback(self) -> bool;
     /// Whether the address is in the network.
     fn within(self, network: Self, mask: Self) -> bool;
     /// Reads the headers of a packet of this family, see [`super::parse`].
@@ -42,6 +44,8 @@ pub trait Family: Address {
     fn nodes() -> &'static maps::Nodes<Self>;
     /// What goes through the tunnel.
     fn routes() -> &'static maps::Routes<Self>;
+    /// Addresses of uplinks.
+    fn uplinks() -> &'static maps::Uplinks<Self>;
     /// Addresses that this node answers for.
     fn announced() -> &'static maps::AnnouncedMap<Self>;
     /// Services.
@@ -94,6 +98,12 @@ impl Family for Address4 {
     }
 
     #[inline(always)]
+    fn is_loopback(self) -> bool {
+        let [first, ..] = self;
+        first == 127
+    }
+
+    #[inline(always)]
     fn within(self, network: Self, mask: Self) -> bool {
         (u32::from_ne_bytes(self) ^ u32::from_ne_bytes(network)) & u32::from_ne_bytes(mask) == 0
     }
@@ -111,6 +121,7 @@ impl Family for Address4 {
     maps_of_family! {
         nodes Nodes ORCH_NODES4,
         routes Routes ORCH_ROUTES4,
+        uplinks Uplinks ORCH_UPLINKS4,
         announced AnnouncedMap ORCH_ANNOUNCED4,
         services Services ORCH_SERVICES4,
         backends Backends ORCH_BACKENDS4,
@@ -154,6 +165,11 @@ impl Family for Address6 {
     }
 
     #[inline(always)]
+    fn is_loopback(self) -> bool {
+        halves(self) == (0, 1_u64.to_be())
+    }
+
+    #[inline(always)]
     fn within(self, network: Self, mask: Self) -> bool {
         let ((a, b), (c, d), (m, n)) = (halves(self), halves(network), halves(mask));
         (a ^ c) & m == 0 && (b ^ d) & n == 0
@@ -172,6 +188,7 @@ impl Family for Address6 {
     maps_of_family! {
         nodes Nodes ORCH_NODES6,
         routes Routes ORCH_ROUTES6,
+        uplinks Uplinks ORCH_UPLINKS6,
         announced AnnouncedMap ORCH_ANNOUNCED6,
         services Services ORCH_SERVICES6,
         backends Backends ORCH_BACKENDS6,

@@ -9,7 +9,7 @@ use super::parse::Parsed;
 use crate::{
     Address4, Address6,
     bandwidth::{self, Bucket, BucketKey},
-    config::{self, Announced, Node, Route},
+    config::{self, Announced, Node, Route, Uplink, UplinkKey},
     conntrack::{self, Conntrack, Fragment, FragmentKey, Tuple},
     endpoint::{self, Endpoint},
     event,
@@ -27,6 +27,8 @@ const ON_DEMAND: usize = 1;
 pub type Nodes<A> = HashMap<A, Node, { config::NODES_MAX }, ON_DEMAND>;
 /// What goes through the tunnel.
 pub type Routes<A> = LpmTrie<A, Route, { config::ROUTES_MAX }>;
+/// Addresses of uplinks.
+pub type Uplinks<A> = HashMap<UplinkKey, Uplink<A>, { config::UPLINKS_MAX }, ON_DEMAND>;
 /// Addresses that this node answers for.
 pub type AnnouncedMap<A> = HashMap<A, Announced, { config::ANNOUNCED_MAX }, ON_DEMAND>;
 /// Services.
@@ -76,6 +78,7 @@ macro_rules! maps_of_families {
 maps_of_families! {
     "Addresses of nodes" Nodes HashMap ORCH_NODES4 ORCH_NODES6,
     "What goes through the tunnel" Routes LpmTrie ORCH_ROUTES4 ORCH_ROUTES6,
+    "Addresses of uplinks" Uplinks HashMap ORCH_UPLINKS4 ORCH_UPLINKS6,
     "Addresses that this node answers for" AnnouncedMap HashMap ORCH_ANNOUNCED4 ORCH_ANNOUNCED6,
     "Services" Services HashMap ORCH_SERVICES4 ORCH_SERVICES6,
     "Backends" Backends HashMap ORCH_BACKENDS4 ORCH_BACKENDS6,

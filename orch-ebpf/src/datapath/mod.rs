@@ -1,7 +1,7 @@
 //! The programs' steps, in the order in which a packet meets them.
 //!
 //! Every step is generic over the [`family::Family`] of addresses. `parse`, `conntrack`, `service`, `nat` and `policy`
-//! know tuples and maps but no kind of program; `skb` is what tc can do to a packet and `xdp` what XDP can; `pod`,
+//! know tuples and maps but no kind of program, and `routes` asks the kernel's; `skb` is what tc can do to a packet and `xdp` what XDP can; `pod`,
 //! `uplink` and `tunnel` are the paths; `socket` stands apart, at the system calls.
 
 pub mod announce;
@@ -16,6 +16,7 @@ pub mod nat;
 pub mod parse;
 pub mod pod;
 pub mod policy;
+pub mod routes;
 pub mod sctp;
 pub mod service;
 pub mod skb;

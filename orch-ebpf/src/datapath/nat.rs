@@ -7,7 +7,7 @@ use super::{
     service::{self, Choice, Client},
 };
 use crate::{
-    config::Config,
+    config::{Config, UplinkKey},
     conntrack::{KIND_MASQUERADE, KIND_SERVICE, Tuple},
     event::DropReason,
     service::{BACKEND_LOCAL, SCOPE_EXTERNAL},
@@ -45,7 +45,9 @@ pub fn open_service<A: Family>(
     let through_node = (scope == SCOPE_EXTERNAL && choice.backend.flags & BACKEND_LOCAL == 0)
         || choice.backend.address.same(parsed.tuple.source);
     if through_node {
-        conntrack::open_from_node(config, parsed, becomes, choice.id, KIND_SERVICE)
+        // Nodes know each other by these.
+        let address = A::settings(config).node_address;
+        conntrack::open_from_node(address, parsed, becomes, choice.id, KIND_SERVICE)
     } else {
         conntrack::open(parsed, becomes, choice.id, KIND_SERVICE)
     }
@@ -71,7 +73,7 @@ pub fn choose_external<A: Family>(parsed: &Parsed<A>) -> Result<Option<Choice<A>
     service::choose(service, &Client::Address(tuple.source), service::hash(tuple)).map(Some)
 }
 
-/// Opens a pod's flow to the outside and says what its first packet becomes.
+/// Opens a pod's flow to the outside by the uplink `ifindex`, and says what its first packet becomes.
 ///
 /// # Errors
 /// When no port is free, or the flow cannot be remembered.
@@ -79,17 +81,21 @@ pub fn choose_external<A: Family>(parsed: &Parsed<A>) -> Result<Option<Choice<A>
 pub fn open_masquerade<A: Family>(
     config: &Config,
     parsed: &Parsed<A>,
+    ifindex: u32,
 ) -> Result<&'static Tuple<A>, DropReason> {
     let scratch = A::scratch().get_ptr_mut(0).ok_or(DropReason::ConntrackFull)?;
     // SAFETY: the slot is this CPU's own for the run, and one flow at a time is opened.
     let becomes = unsafe { &mut (*scratch).becomes };
     *becomes = parsed.tuple;
+    // SAFETY: copied at once; the agent replaces whole values.
+    let uplink = unsafe { A::uplinks().get(UplinkKey { ifindex }) };
+    let address = uplink.map_or(A::settings(config).node_address, |uplink| uplink.address);
     if parsed.ports == Ports::None || parsed.ports == Ports::EchoReply {
         // Without a port to choose, the address alone tells the flow: one pod at a time per protocol and peer.
-        becomes.source = A::settings(config).node_address;
+        becomes.source = address;
         conntrack::open(parsed, becomes, 0, KIND_MASQUERADE)?;
     } else {
-        conntrack::open_from_node(config, parsed, becomes, 0, KIND_MASQUERADE)?;
+        conntrack::open_from_node(address, parsed, becomes, 0, KIND_MASQUERADE)?;
     }
     Ok(becomes)
 }

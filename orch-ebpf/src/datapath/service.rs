@@ -59,7 +59,7 @@ impl<A: Family> Client<A> {
 /// The service on this address and port, NodePorts included.
 #[inline(always)]
 pub fn find<A: Family>(address: A, port: u16, protocol: u8, scope: u8) -> Option<&'static Service> {
-    let mut key = ServiceKey {
+    let key = ServiceKey {
         address,
         port,
         protocol,
@@ -72,8 +72,19 @@ pub fn find<A: Family>(address: A, port: u16, protocol: u8, scope: u8) -> Option
     if node_kind(address) != NODE_LOCAL {
         return None;
     }
-    key.address = A::ANY;
-    // SAFETY: as above.
+    find_port::<A>(port, protocol, scope)
+}
+
+/// The service on this port of every address of the node.
+#[inline(always)]
+pub fn find_port<A: Family>(port: u16, protocol: u8, scope: u8) -> Option<&'static Service> {
+    let key = ServiceKey {
+        address: A::ANY,
+        port,
+        protocol,
+        scope,
+    };
+    // SAFETY: as in `find`.
     unsafe { A::services().get(key) }
 }
 

@@ -1,6 +1,7 @@
 //! What a tc program can do to a packet: read, rewrite with checksums kept right, redirect, drop.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::{
         BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, TC_ACT_OK,
         TC_ACT_SHOT, bpf_tunnel_key,
@@ -14,15 +15,19 @@ use super::{
     bandwidth, error_message, events,
     family::{Family, packet},
     parse::{Bytes, ETHERNET, Parsed, Ports},
+    routes,
 };
 use crate::{
     Address4, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
-    config::{Config, Route, TUNNEL_MAC, TUNNEL_NETWORK},
+    config::{CONFIG_MULTIHOMED, Config, Route, TUNNEL_MAC, TUNNEL_NETWORK},
     conntrack::Tuple,
     endpoint::{Endpoint, LIMITED_INGRESS},
     event::{DropReason, Path},
     policy::INGRESS,
 };
+
+/// The part of a tag that numbers the VLAN.
+const VLAN_NUMBER: u32 = 0x0fff;
 
 /// `BPF_F_IPV6` (linux/bpf.h, kernel 6.16) where the kernel knows it, else zero: the sum that a network card gave for
 /// the whole packet does not change with an IPv6 address, since the layer 4 checksum changes against it. The agent
@@ -76,6 +81,16 @@ fn quoted<A: Family>(ctx: &TcContext, parsed: &mut Parsed<A>) {
 pub fn ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: the kernel hands a valid context.
     unsafe { (*ctx.skb.skb).ifindex }
+}
+
+/// Whether the packet belongs to a VLAN, its tag beside it: the kernel takes tags out of packets that come in before a tc
+/// program sees them, and leaves it to the driver to put them into those that go out.
+#[inline(always)]
+pub fn is_tagged(ctx: &TcContext) -> bool {
+    // SAFETY: the kernel hands a valid context.
+    let (present, control) = unsafe { ((*ctx.skb.skb).vlan_present, (*ctx.skb.skb).vlan_tci) };
+    // Number zero is no VLAN but a priority only (IEEE 802.1Q).
+    present != 0 && control & VLAN_NUMBER != 0
 }
 
 /// Lets the network stack have the packet.
@@ -328,15 +343,41 @@ fn live_less<A: Family>(ctx: &TcContext, parsed: &Parsed<A>) -> Result<(), DropR
         .map_err(|_| DropReason::RewriteFailed)
 }
 
-/// Sends the packet out of the uplink to whichever neighbour the routes name for its destination.
-#[inline(never)]
+/// Sends the packet out of the uplink by which nodes reach each other, to whichever neighbour the routes name for its
+/// destination.
+#[inline(always)]
 pub fn to_node<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config) -> i32 {
+    leave(ctx, parsed, config.uplink_ifindex)
+}
+
+/// Sends the packet out of the uplink that the routes name for its destination.
+#[inline(always)]
+pub fn by_route<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config) -> i32 {
+    let uplink = if config.flags & CONFIG_MULTIHOMED != 0 {
+        uplink_to(ctx, parsed, config)
+    } else {
+        config.uplink_ifindex
+    };
+    leave(ctx, parsed, uplink)
+}
+
+/// The interface by which the routes send the packet, or where they know of none the primary uplink.
+#[inline(never)]
+fn uplink_to<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config) -> u32 {
+    let Addresses { source, destination } = addresses(ctx, parsed);
+    // An interface that forwards, which those of pods and the tunnel's need not.
+    let found = routes::find(ctx.as_ptr(), config.uplink_ifindex, &source, &destination);
+    found.map_or(config.uplink_ifindex, |found| found.ifindex)
+}
+
+#[inline(never)]
+fn leave<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, ifindex: u32) -> i32 {
     if let Err(reason) = live_less(ctx, parsed) {
         return refuse(ctx, reason, &parsed.tuple);
     }
     events::count(Path::ToNode, ctx.length());
     // SAFETY: no parameters are passed: the kernel looks the route up itself.
-    unsafe { bpf_redirect_neigh(config.uplink_ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
 /// Sends the packet through the tunnel to the node that the route names.

@@ -19,6 +19,10 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 
+/// The cookie of the node's own network namespace. The agent sets it.
+#[unsafe(no_mangle)]
+static ORCH_NODE_NAMESPACE: u64 = 0;
+
 /// Return value of the hooks: go on.
 const ALLOW: i32 = 1;
 /// Return value of the hooks: fail with `EPERM`, or with what `bpf_set_retval` has set.
@@ -181,11 +185,19 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
     }
     let address = A::read(sock, kind);
     let port = port(sock);
-    let Some(service) = service::find(address, port, protocol, SCOPE_INTERNAL) else {
+    // SAFETY: the kernel hands a valid context.
+    let namespace = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let found = if address.is_loopback() && is_nodes(namespace) {
+        // The node knows itself by this one too.
+        service::find_port::<A>(port, protocol, SCOPE_INTERNAL)
+    } else {
+        service::find(address, port, protocol, SCOPE_INTERNAL)
+    };
+    let Some(service) = found else {
         return ALLOW;
     };
-    if service.flags & SERVICE_SOURCES != 0 {
-        // Who asks is not known before the packet is.
+    // Which of a pod's addresses asks is not known before the packet is.
+    if service.flags & SERVICE_SOURCES != 0 && !(is_nodes(namespace) && admits_node::<A>(service)) {
         return ALLOW;
     }
     let number = if connecting {
@@ -193,8 +205,7 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
     } else {
         spread(cookie(ctx), service)
     };
-    // SAFETY: the kernel hands a valid context.
-    let client = Client::Namespace(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
+    let client = Client::Namespace(namespace);
     let asked = Asked {
         address,
         port,
@@ -213,6 +224,19 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
     set_port(sock, backend.port);
     events::count(Path::Socket, 0);
     ALLOW
+}
+
+/// Whether a namespace's cookie is that of the node's own.
+#[inline(always)]
+fn is_nodes(namespace: u64) -> bool {
+    // SAFETY: a constant that the agent has set before the program was loaded.
+    namespace == unsafe { core::ptr::read_volatile(&raw const ORCH_NODE_NAMESPACE) }
+}
+
+/// Whether the node itself may use a service with source ranges.
+#[inline(never)]
+fn admits_node<A: Family>(service: &Service) -> bool {
+    super::config().is_some_and(|config| service::admit(service, A::settings(config).node_address).is_ok())
 }
 
 /// What a socket's owner asked for.

@@ -18,12 +18,16 @@ use crate::{
     service::SCOPE_EXTERNAL,
 };
 
-/// At ingress of the uplink: services for clients outside, answers to translated flows, packets for local pods.
+/// At ingress of the uplink: services for clients outside, answers to translated flows, packets for local pods. What
+/// belongs to a VLAN is left to the VLAN's own interface, an uplink as well.
 #[inline(always)]
 pub fn ingress(ctx: &TcContext) -> i32 {
     let Some(config) = super::config() else {
         return skb::pass(ctx);
     };
+    if skb::is_tagged(ctx) {
+        return skb::pass(ctx);
+    }
     match ctx.read::<[u8; 2]>(ETHER_TYPE) {
         Some(Address4::ETHER_TYPE) => from_outside::<Address4>(ctx, config),
         Some(Address6::ETHER_TYPE) => from_outside::<Address6>(ctx, config),
@@ -70,7 +74,7 @@ pub fn from_outside<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
         if config.tunnel_ifindex != 0 && super::tunnel::route(destination).is_some() {
             return pod::onward(ctx, config, parsed);
         }
-        return skb::to_node(ctx, parsed, config);
+        return skb::by_route(ctx, parsed, config);
     }
     if !translated && announce::is_announced(destination) {
         return skb::refuse(ctx, DropReason::NoService, &parsed.tuple);
@@ -118,6 +122,9 @@ pub fn egress(ctx: &TcContext) -> i32 {
     let Some(config) = super::config() else {
         return skb::pass(ctx);
     };
+    if skb::is_tagged(ctx) {
+        return skb::pass(ctx);
+    }
     match ctx.read::<[u8; 2]>(ETHER_TYPE) {
         Some(Address4::ETHER_TYPE) => to_outside::<Address4>(ctx, config, true),
         Some(Address6::ETHER_TYPE) => to_outside::<Address6>(ctx, config, true),
@@ -136,7 +143,7 @@ pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool)
     let becomes = if let Some(known) = conntrack::find(parsed) {
         &known.becomes
     } else if masquerade && begins(parsed) && leaves_cluster(config, tuple) {
-        match nat::open_masquerade(config, parsed) {
+        match nat::open_masquerade(config, parsed, skb::ifindex(ctx)) {
             Ok(becomes) => {
                 events::flow(tuple, becomes, EVENT_FLOW, u32::from(KIND_MASQUERADE), 0);
                 becomes

@@ -7,11 +7,7 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::{
-    bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, xdp_action},
-    helpers::bpf_fib_lookup as fib_lookup,
-    programs::XdpContext,
-};
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 
 use super::{
     checksum::Sum,
@@ -19,6 +15,7 @@ use super::{
     family::{Family, node_kind, packet, word},
     nat,
     parse::{Bytes, ETHER_TYPE, ETHERNET, Parsed, Ports},
+    routes::{self, Hop},
 };
 use crate::{
     Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
@@ -27,9 +24,6 @@ use crate::{
     event::{EVENT_FLOW, Path},
     service::{BACKEND_LOCAL, SCOPE_EXTERNAL},
 };
-
-/// `AF_INET` and `AF_INET6`.
-const FAMILIES: (u8, u8) = (2, 10);
 
 impl Bytes for XdpContext {
     #[inline(always)]
@@ -195,20 +189,13 @@ fn find_hop<A: Family>(ctx: &XdpContext, config: &Config, entry: &mut Conntrack<
     {
         return;
     }
-    // SAFETY: integers only, for which zero is a value.
-    let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    lookup.family = if A::BITS == 32 { FAMILIES.0 } else { FAMILIES.1 };
-    lookup.ifindex = ctx.ingress_ifindex() as u32;
-    // SAFETY: both unions have room for sixteen bytes.
-    unsafe {
-        (&raw mut lookup.__bindgen_anon_3).cast::<A>().write(source);
-        (&raw mut lookup.__bindgen_anon_4).cast::<A>().write(destination);
-    }
-    let size = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the context is valid, and the parameters are on the stack with their whole size.
-    let found = unsafe { fib_lookup(ctx.ctx.cast(), &raw mut lookup, size, 0) };
-    if found == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && lookup.ifindex == ctx.ingress_ifindex() as u32 {
-        let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (lookup.dmac, lookup.smac);
+    let ingress = ctx.ingress_ifindex() as u32;
+    if let Some(Hop {
+        ifindex,
+        macs: Some(([a, b, c, d, e, f], [g, h, i, j, k, l])),
+    }) = routes::find(ctx.ctx.cast(), ingress, &source, &destination)
+        && ifindex == ingress
+    {
         entry.macs = [a, b, c, d, e, f, g, h, i, j, k, l];
         entry.hop = HOP_REFLECT;
     }

@@ -93,6 +93,8 @@ views! {
     Nodes "nodes" node::nodes,
     /// What goes through the tunnel.
     Routes "routes" node::routes,
+    /// Addresses of uplinks, by which pods are known outside.
+    Uplinks "uplinks" node::uplinks,
     /// Addresses that this node answers for.
     Announced "announced" node::announced,
     /// The node's settings.

@@ -5,8 +5,9 @@ use orch_ebpf::{
     Address,
     bandwidth::{BUCKETS_MAP, Bucket, BucketKey},
     config::{
-        ANNOUNCED_MAP, Announced, CONFIG_DROPS, CONFIG_DSR, CONFIG_FLOWS, CONFIG_MAP, CONFIG_MOVING, Config,
-        FamilyConfig, NODE_LOCAL, NODES_MAP, Node, ROUTES_MAP, Route,
+        ANNOUNCED_MAP, Announced, CONFIG_DROPS, CONFIG_DSR, CONFIG_FLOWS, CONFIG_MAP, CONFIG_MOVING,
+        CONFIG_MULTIHOMED, Config, FamilyConfig, NODE_LOCAL, NODES_MAP, Node, ROUTES_MAP, Route, UPLINKS_MAP,
+        Uplink, UplinkKey,
     },
     endpoint::{ENDPOINTS_MAP, Endpoint, ISOLATED_EGRESS, ISOLATED_INGRESS, LIMITED_EGRESS, LIMITED_INGRESS},
     event::{Counter, DropReason, METRICS_MAP, METRICS_PATHS, Path as Way},
@@ -88,6 +89,17 @@ fn nodes_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(), Dat
     Ok(())
 }
 
+pub(super) fn uplinks(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
+    both!(Table::new(&["interface", "address"]), uplinks_of, pins)
+}
+
+fn uplinks_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(), DataplaneError> {
+    for (key, uplink) in pins.hash::<UplinkKey, Uplink<A>, _>(UPLINKS_MAP, A::SUFFIX, |key, _| *key)? {
+        table.push(row![key.ifindex, uplink.address.ip()]);
+    }
+    Ok(())
+}
+
 pub(super) fn routes(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
     both!(Table::new(&["network", "node"]), routes_of, pins)
 }
@@ -128,6 +140,7 @@ pub(super) fn config(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
             (CONFIG_FLOWS, "flows"),
             (CONFIG_DSR, "dsr"),
             (CONFIG_MOVING, "moving"),
+            (CONFIG_MULTIHOMED, "multihomed"),
         ],
     );
     table.push(row!["abi_version", config.abi_version]);

@@ -2,7 +2,8 @@
 //!
 //! `compile` makes rules of policies, `identify` says who addresses are, `model` gives both numbers and decides on
 //! the order of changes, `apply` carries them out. Pods on their node's network are no subjects, and peers only by
-//! the node's address, as far as an `ipBlock` holds it: Kubernetes leaves both to the implementation.
+//! the node's address, as far as an `ipBlock` holds it: Kubernetes leaves both to the implementation. The node's DNS server
+//! is a peer like the pods that it stands for, see [`Model::with_dns`].
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -135,7 +136,8 @@ impl Policies {
     }
 }
 
-/// Reads back what an earlier agent enforced, and starts to follow the cluster. To be called after the endpoints of
+/// Reads back what an earlier agent enforced, and starts to follow the cluster. The node's DNS server answers at the
+/// addresses `dns`. To be called after the endpoints of
 /// pods that have gone are removed.
 ///
 /// # Errors
@@ -143,11 +145,12 @@ impl Policies {
 pub fn start(
     policies: &Arc<Policies>,
     maps: &Arc<Mutex<Maps>>,
+    dns: &[IpAddr],
     cluster: &Cluster,
 ) -> Result<Option<JoinHandle<()>>, DataplaneError> {
     let (tables, enforced) = apply::read(&maps.lock())?;
     policies.enforced.lock().clone_from(&enforced);
-    *policies.model.lock() = Some(Model::new(tables, enforced));
+    *policies.model.lock() = Some(Model::new(tables, enforced).with_dns(dns));
     let (Some(events), Some(asked)) = (cluster.take_policy_events(), policies.asked.lock().take()) else {
         return Ok(None);
     };

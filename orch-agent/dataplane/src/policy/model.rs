@@ -7,12 +7,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
 };
 
 use ipnet::IpNet;
-use orch_cluster::policies::Pod;
-use orch_ebpf::policy::{IDENTITY_ANY, IDENTITY_FIRST};
+use orch_cluster::policies::{NamedPort, Pod};
+use orch_ebpf::{
+    PROTOCOL_TCP, PROTOCOL_UDP,
+    policy::{IDENTITY_ANY, IDENTITY_FIRST},
+};
 
 use super::{
     compile::{Policy, RuleSet, Subject},
@@ -22,6 +26,9 @@ use super::{
 };
 
 mod events;
+
+/// Where DNS servers answer (RFC 1035 section 4.2).
+const DNS_PORT: u16 = 53;
 
 /// A number and how many have it.
 #[derive(Debug)]
@@ -39,6 +46,9 @@ pub struct Model {
     namespaces_listed: bool,
     pods_listed: bool,
     identifier: Identifier,
+
+    /// What policies take the node's DNS server for.
+    dns: Option<Pod>,
 
     /// This node's pods by uid, as the caller described them.
     locals: HashMap<String, Option<Subject>>,
@@ -81,6 +91,7 @@ impl Model {
             namespaces_listed: false,
             pods_listed: false,
             identifier: Identifier::default(),
+            dns: None,
             locals: enforced.keys().map(|uid| (uid.clone(), None)).collect(),
             stale_locals: enforced.keys().cloned().collect(),
             subjects: HashMap::new(),
@@ -97,6 +108,27 @@ impl Model {
             switches: HashMap::new(),
             dead_rules: true,
         }
+    }
+
+    /// Lets policies see the node's DNS server, which answers at these addresses, as they see it in other clusters: as
+    /// the pods that are labelled `k8s-app: kube-dns` in the namespace `kube-system`. It is what rules name that are
+    /// written to let pods ask for names.
+    #[must_use]
+    pub fn with_dns(mut self, addresses: &[IpAddr]) -> Self {
+        let port = |name: &str, protocol| NamedPort {
+            name: name.to_owned(),
+            protocol,
+            port: DNS_PORT,
+        };
+        self.dns = (!addresses.is_empty()).then(|| Pod {
+            uid: "dns".to_owned(),
+            namespace: "kube-system".to_owned(),
+            name: "kube-dns".to_owned(),
+            labels: Arc::new([("k8s-app".to_owned(), "kube-dns".to_owned())].into()),
+            addresses: addresses.to_vec(),
+            ports: vec![port("dns", PROTOCOL_UDP), port("dns-tcp", PROTOCOL_TCP)],
+        });
+        self
     }
 
     /// Adds a pod of this node; from the next [`Self::sync`] on there is a verdict for it.

@@ -26,6 +26,9 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
+/// From asm-generic/socket.h.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
 /// Where a program can be attached, with the kernel's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -203,6 +206,33 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
         ..Object::default()
     };
     bpf(BPF_OBJ_GET, &mut attributes).map(owned)
+}
+
+/// The kernel's number for the calling thread's network namespace.
+///
+/// *Kernel*: 5.14.
+///
+/// # Errors
+/// The kernel's.
+pub fn namespace_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the value and its length are valid for the call, which writes no more than the length says.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// `bpf_attr.batch`.

@@ -56,7 +56,8 @@ impl Model {
                 self.mark(&uid);
                 self.identifier.remove_pod(&uid);
             }
-            PolicyEvent::Pod(Update::All(pods)) => {
+            PolicyEvent::Pod(Update::All(mut pods)) => {
+                pods.extend(self.dns.clone());
                 let present: HashSet<String> = pods.iter().map(|pod| pod.uid.clone()).collect();
                 for uid in self.identifier.uids() {
                     if !present.contains(&uid) {

@@ -465,3 +465,43 @@ fn what_no_rule_tells_apart_has_one_identity() {
     let words = world.model.describe(*identity).unwrap();
     assert_eq!(words, "pods [team=b]/[]");
 }
+
+/// The rule that most clusters have beside one that lets nothing out.
+#[test]
+fn dns_is_what_other_clusters_call_it() {
+    const DNS: &str = "10.96.0.10";
+    const DNS6: &str = "fd00:96::10";
+    let asks = |allowed| {
+        [
+            ("shop/web", DNS, UDP, 53, allowed),
+            ("shop/web", DNS6, TCP, 53, allowed),
+            ("shop/web", DNS, TCP, 80, false),
+            ("shop/web", OUTSIDE, UDP, 53, false),
+            ("shop/web", "shop/client", UDP, 53, false),
+        ]
+    };
+    let to = json!({
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    });
+    let ports = json!([{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": "dns-tcp"}]);
+    let mut world = cluster();
+    world.namespace("kube-system", "kubernetes.io/metadata.name=kube-system");
+    let select = json!({"matchLabels": {"app": "web"}});
+    world.policy(policy(
+        "shop",
+        "none",
+        json!({"podSelector": select, "policyTypes": ["Egress"]}),
+    ));
+    check(&world, &asks(false));
+    world.policy(policy(
+        "shop",
+        "names",
+        json!({"podSelector": select, "policyTypes": ["Egress"], "egress": [{"to": [to], "ports": ports}]}),
+    ));
+    check(&world, &asks(true));
+    world.list();
+    check(&world, &asks(true));
+    assert!(world.restart().is_empty());
+    check(&world, &asks(true));
+}

@@ -170,6 +170,11 @@ pub fn pod(namespace: &str, name: &str, with: &str, addresses: &[&str]) -> Pod {
     }
 }
 
+/// Where the node's DNS server answers.
+fn dns() -> Vec<IpAddr> {
+    ["10.96.0.10", "fd00:96::10"].map(|ip| ip.parse().unwrap()).into()
+}
+
 /// A policy of this `spec`.
 pub fn policy(namespace: &str, name: &str, spec: Value) -> Arc<NetworkPolicy> {
     let object = json!({"metadata": {"namespace": namespace, "name": name}, "spec": spec});
@@ -180,7 +185,7 @@ impl World {
     /// Namespaces `shop` (team=a) and `ops` (team=b) without pods or policies, all listed.
     pub fn new() -> Self {
         let mut world = Self {
-            model: Model::new(Tables::default(), HashMap::new()),
+            model: Model::new(Tables::default(), HashMap::new()).with_dns(&dns()),
             kernel: Recorder::default(),
             pods: BTreeMap::new(),
             namespaces: BTreeMap::new(),
@@ -256,7 +261,7 @@ impl World {
             tables.rules.entry(pair).or_default().insert(*rule);
         }
         tables.networks.clone_from(&self.kernel.state.networks);
-        Model::new(tables, self.kernel.state.endpoints.clone())
+        Model::new(tables, self.kernel.state.endpoints.clone()).with_dns(&dns())
     }
 
     /// Lists everything, policies first.
