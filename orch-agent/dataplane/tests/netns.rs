@@ -230,7 +230,7 @@ fn attachment(place: &Place, index: usize) -> PodAttachment {
 
 async fn attach(dataplane: &Dataplane, place: &Place, plan: &Plan) -> [IpAddr; 2] {
     let mut addresses = [plan.any; 2];
-    for index in 0..place.pods.len() {
+    for (index, address) in addresses.iter_mut().enumerate() {
         let all = dataplane.attach_pod(&attachment(place, index)).await.unwrap();
         assert_eq!(all.len(), place.families.len());
         assert_eq!(
@@ -239,7 +239,7 @@ async fn attach(dataplane: &Dataplane, place: &Place, plan: &Plan) -> [IpAddr; 2
             "the primary family comes first"
         );
         let of_family = all.into_iter().find(|ip| ip.is_ipv4() == plan.node.is_ipv4());
-        addresses[index] = of_family.unwrap();
+        *address = of_family.unwrap();
     }
     addresses
 }
