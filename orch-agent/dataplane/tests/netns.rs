@@ -13,7 +13,8 @@ use std::{
 };
 
 use ipnet::IpNet;
-use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, inspect};
+use orch_dataplane::{Dataplane, DataplaneConfig, HostPort, PodAttachment, Tunnel, XdpMode, inspect};
+use orch_ebpf::PROTOCOL_TCP;
 use serde_json::json;
 use support::{Fake, Namespace, run};
 
@@ -221,17 +222,20 @@ fn ipv6_beside_ipv4() {
     everything("d", vec![plan(false), plan(true)], plan(true));
 }
 
+fn attachment(place: &Place, index: usize) -> PodAttachment {
+    PodAttachment {
+        uid: format!("uid-{index}"),
+        namespace: "default".into(),
+        name: format!("pod-{index}"),
+        netns: place.pods[index].path(),
+        ..PodAttachment::default()
+    }
+}
+
 async fn attach(dataplane: &Dataplane, place: &Place, plan: &Plan) -> [IpAddr; 2] {
     let mut addresses = [plan.any; 2];
-    for (index, namespace) in place.pods.iter().enumerate() {
-        let pod = PodAttachment {
-            uid: format!("uid-{index}"),
-            namespace: "default".into(),
-            name: format!("pod-{index}"),
-            netns: namespace.path(),
-            ..PodAttachment::default()
-        };
-        let all = dataplane.attach_pod(&pod).await.unwrap();
+    for (index, address) in addresses.iter_mut().enumerate() {
+        let all = dataplane.attach_pod(&attachment(place, index)).await.unwrap();
         assert_eq!(all.len(), place.families.len());
         assert_eq!(
             all[0].is_ipv4(),
@@ -239,7 +243,7 @@ async fn attach(dataplane: &Dataplane, place: &Place, plan: &Plan) -> [IpAddr; 2
             "the primary family comes first"
         );
         let of_family = all.into_iter().find(|ip| ip.is_ipv4() == plan.node.is_ipv4());
-        addresses[index] = of_family.unwrap();
+        *address = of_family.unwrap();
     }
     addresses
 }
@@ -396,6 +400,7 @@ async fn scenario(place: &Place, plan: &Plan) {
         pod_a.ask(cgroup, &format!("tcp {} 1", at(loopback, 30080))),
         "error ConnectionRefused"
     );
+    port_on_loopback(place, &dataplane, loopback, node_ip).await;
     source_ranges(place, plan, &mut fake, [a, b]).await;
     assert_eq!(
         pod_a.ask(cgroup, &format!("tcp {} 1", at(service, 82))),
@@ -562,6 +567,26 @@ async fn scenario(place: &Place, plan: &Plan) {
             assert_eq!(row["count"], 0, "{row}");
         }
     }
+}
+
+/// A host port that a pod has on the node's loopback address: the other pods' are their own.
+async fn port_on_loopback(place: &Place, dataplane: &Dataplane, loopback: IpAddr, node_ip: IpAddr) {
+    let mut pod = attachment(place, 0);
+    pod.host_ports = vec![HostPort {
+        host_ip: Some(loopback),
+        host_port: 18_101,
+        container_port: 8080,
+        protocol: PROTOCOL_TCP,
+    }];
+    dataplane.attach_pod(&pod).await.unwrap();
+    let cgroup = Some(place.config.cgroup_path.as_path());
+    let words = format!("tcp {} 1", at(loopback, 18_101));
+    assert_eq!(
+        place.node.ask(cgroup, &words),
+        format!("A {node_ip} peer {}", at(loopback, 18_101))
+    );
+    assert_eq!(place.pods[1].ask(cgroup, &words), "error ConnectionRefused");
+    dataplane.attach_pod(&attachment(place, 0)).await.unwrap();
 }
 
 /// A load balancer's address that few may use, of which the node may be one and a pod another.

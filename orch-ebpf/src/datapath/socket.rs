@@ -187,12 +187,15 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
     let port = port(sock);
     // SAFETY: the kernel hands a valid context.
     let namespace = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let found = if address.is_loopback() && is_nodes(namespace) {
-        // The node knows itself by this one too.
-        service::find_port::<A>(port, protocol, SCOPE_INTERNAL)
-    } else {
-        service::find(address, port, protocol, SCOPE_INTERNAL)
-    };
+    let to_itself = address.is_loopback();
+    if to_itself && !is_nodes(namespace) {
+        return ALLOW;
+    }
+    let mut found = service::find(address, port, protocol, SCOPE_INTERNAL);
+    if found.is_none() && to_itself {
+        // It is one of the node's addresses, for the node.
+        found = service::find_port::<A>(port, protocol, SCOPE_INTERNAL);
+    }
     let Some(service) = found else {
         return ALLOW;
     };

@@ -27,6 +27,8 @@ use crate::plan::{Desired, Frontend, Pool, Spread};
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// The label by which a service asks for another proxy than the cluster's (well-known labels).
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// The label by which a service asks for no proxy, whatever addresses it has (well-known labels).
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// The class of load balancers that this data plane announces, as it does those without a class.
 pub const BALANCER_CLASS: &str = "orch.dev/l2";
 /// Kubernetes' default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -88,11 +90,11 @@ pub fn service<S: Borrow<EndpointSlice>>(
 /// The specification of a service that has addresses here.
 fn carried(service: &Service) -> Option<&ServiceSpec> {
     let spec = service.spec.as_ref()?;
-    let elsewhere = service
-        .metadata
-        .labels
-        .as_ref()
-        .is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL));
+    let elsewhere = service.metadata.labels.as_ref().is_some_and(|labels| {
+        [PROXY_NAME_LABEL, HEADLESS_LABEL]
+            .iter()
+            .any(|label| labels.contains_key(*label))
+    });
     (!elsewhere && spec.type_.as_deref() != Some("ExternalName")).then_some(spec)
 }
 

@@ -372,10 +372,13 @@ fn what_has_no_address_makes_nothing_and_what_cannot_be_done_is_said() {
     );
     assert_eq!(both, Both::default());
     assert!(refused[0].contains("DCCP"), "{refused:?}");
-    let (both, _) = convert_object(
-        json!({"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": "other"}},
-            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 9}]}}),
-        json!([]),
-    );
-    assert_eq!(both, Both::default());
+    for (label, value) in [("service-proxy-name", "other"), ("headless", "")] {
+        let mut labels = serde_json::Map::new();
+        labels.insert(format!("service.kubernetes.io/{label}"), json!(value));
+        let (both, _) = convert_object(
+            json!({"metadata": {"labels": labels}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 9}]}}),
+            json!([]),
+        );
+        assert_eq!(both, Both::default(), "{label}");
+    }
 }
