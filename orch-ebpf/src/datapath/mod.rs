@@ -2,10 +2,12 @@
 //!
 //! Every step is generic over the [`family::Family`] of addresses. `parse`, `conntrack`, `service`, `nat` and `policy`
 //! know tuples and maps but no kind of program; `skb` is what tc can do to a packet and `xdp` what XDP can; `pod`,
-//! `uplink` and `tunnel` are the paths; `socket` stands apart, at the system calls.
+//! `uplink` and `tunnel` are the paths, `carry` and `unpack` both ends of a shorter one between nodes; `socket` stands
+//! apart, at the system calls.
 
 pub mod announce;
 pub mod bandwidth;
+pub mod carry;
 pub mod checksum;
 pub mod conntrack;
 pub mod error_message;
@@ -20,7 +22,9 @@ pub mod sctp;
 pub mod service;
 pub mod skb;
 pub mod socket;
+pub mod too_big;
 pub mod tunnel;
+pub mod unpack;
 pub mod uplink;
 pub mod xdp;
 

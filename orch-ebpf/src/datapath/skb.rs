@@ -54,11 +54,21 @@ pub fn failed(_: i64) -> DropReason {
 #[inline(always)]
 pub fn parse<A: Family>(ctx: &TcContext) -> Result<&'static mut Parsed<A>, DropReason> {
     let parsed = packet::<A>().ok_or(DropReason::Malformed)?;
+    read(ctx, parsed)?;
+    Ok(parsed)
+}
+
+/// Reads the headers of a packet that has become another.
+///
+/// # Errors
+/// Why the packet cannot be read.
+#[inline(always)]
+pub fn read<A: Family>(ctx: &TcContext, parsed: &mut Parsed<A>) -> Result<(), DropReason> {
     headers(ctx, parsed)?;
     if parsed.ports == Ports::Error {
         quoted(ctx, parsed);
     }
-    Ok(parsed)
+    Ok(())
 }
 
 #[inline(never)]
@@ -334,6 +344,12 @@ pub fn to_node<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config) 
     if let Err(reason) = live_less(ctx, parsed) {
         return refuse(ctx, reason, &parsed.tuple);
     }
+    out_of_uplink(ctx, config)
+}
+
+/// The same for a packet whose time to live is as it should be.
+#[inline(always)]
+pub fn out_of_uplink(ctx: &TcContext, config: &Config) -> i32 {
     events::count(Path::ToNode, ctx.length());
     // SAFETY: no parameters are passed: the kernel looks the route up itself.
     unsafe { bpf_redirect_neigh(config.uplink_ifindex, core::ptr::null_mut(), 0, 0) as i32 }
@@ -342,13 +358,20 @@ pub fn to_node<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config) 
 /// Sends the packet through the tunnel to the node that the route names.
 #[inline(never)]
 pub fn to_tunnel<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config, route: &Route) -> i32 {
-    let prepared = live_less(ctx, parsed)
-        .and_then(|()| set_tunnel(ctx, route))
-        .and_then(|()| {
-            // The other node's device has this address, so its stack takes what is for itself.
-            ctx.store(0, &TUNNEL_MAC, 0)
-                .map_err(|_| DropReason::RewriteFailed)
-        });
+    if let Err(reason) = live_less(ctx, parsed) {
+        return refuse(ctx, reason, &parsed.tuple);
+    }
+    into_tunnel(ctx, parsed, config, route)
+}
+
+/// The same for a packet whose time to live is as it should be.
+#[inline(always)]
+pub fn into_tunnel<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config, route: &Route) -> i32 {
+    let prepared = set_tunnel(ctx, route).and_then(|()| {
+        // The other node's device has this address, so its stack takes what is for itself.
+        ctx.store(0, &TUNNEL_MAC, 0)
+            .map_err(|_| DropReason::RewriteFailed)
+    });
     if let Err(reason) = prepared {
         return refuse(ctx, reason, &parsed.tuple);
     }
