@@ -27,14 +27,6 @@ pub fn towards<A: Family>(tuple: &Tuple<A>, choice: &Choice<A>) -> Option<&'stat
     Some(becomes)
 }
 
-/// What the packet becomes whose flow this run has opened.
-#[inline(always)]
-pub fn opened<A: Family>() -> Option<&'static Tuple<A>> {
-    let scratch = A::scratch().get_ptr_mut(0)?;
-    // SAFETY: the slot is this CPU's own for the run, and nothing is opened after.
-    Some(unsafe { &(*scratch).becomes })
-}
-
 /// Whether a client's packets go to their backend's node as they are, to be answered from there. Nodes and pods are not
 /// such clients: the backend's node may be the client's, whose stack would take the answer for one from the backend.
 #[inline(always)]

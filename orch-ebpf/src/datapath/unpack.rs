@@ -12,6 +12,7 @@ use aya_ebpf::{
 use super::{
     events,
     family::{Family, endpoint, node_kind},
+    maps::Scratch,
     nat,
     parse::{Bytes as _, ETHERNET, Parsed},
     service::{self, Client},
@@ -19,15 +20,34 @@ use super::{
 };
 use crate::{
     config::{CONFIG_DSR, Config, NODE_LOCAL, NODE_REMOTE},
-    conntrack::KIND_SERVICE,
+    conntrack::{KIND_SERVICE, Tuple},
     event::{DropReason, EVENT_FLOW, Path},
     service::SCOPE_EXTERNAL,
 };
 
-/// Takes the packet out of another one, if it came in one, and says where that was sent; [`crate::Address::ANY`] if it
-/// came by itself.
+/// How the packet of this run came, in scratch memory.
 ///
-/// The answer is in memory, of which the verifier knows nothing: it follows what comes after once, and not twice.
+/// The verifier knows nothing of what is there: so it follows what comes after once, and not once for each way.
+#[derive(Clone, Copy)]
+pub struct Arrival<A>(*mut Scratch<A>);
+
+impl<A: Family> Arrival<A> {
+    /// Where the packet was sent that carried this one here; [`crate::Address::ANY`] if it came by itself.
+    #[inline(always)]
+    pub fn carrier(&self) -> &'static A {
+        // SAFETY: the slot is this CPU's own for the run, and the carrier is written before any other use.
+        unsafe { &(*self.0).carrier }
+    }
+
+    /// What the packet becomes whose flow [`open`] has opened.
+    #[inline(always)]
+    pub fn opened(&self) -> &'static Tuple<A> {
+        // SAFETY: the slot is this CPU's own for the run, and nothing is opened after.
+        unsafe { &(*self.0).becomes }
+    }
+}
+
+/// Takes the packet out of another one, if it came in one.
 ///
 /// # Errors
 /// Why the packet inside cannot be read.
@@ -36,7 +56,7 @@ pub fn unpack<A: Family>(
     ctx: &TcContext,
     config: &Config,
     parsed: &mut Parsed<A>,
-) -> Result<&'static A, DropReason> {
+) -> Result<Arrival<A>, DropReason> {
     let scratch = A::scratch().get_ptr_mut(0).ok_or(DropReason::Malformed)?;
     // SAFETY: the slot is this CPU's own for the run.
     let carrier = unsafe { &mut (*scratch).carrier };
@@ -44,7 +64,7 @@ pub fn unpack<A: Family>(
     if parsed.tuple.protocol == A::IN_IP && config.flags & CONFIG_DSR != 0 {
         take_out(ctx, parsed, carrier)?;
     }
-    Ok(carrier)
+    Ok(Arrival(scratch))
 }
 
 /// Whatever no node has sent to a pod or to this node is somebody's own and stays as it is.
@@ -69,8 +89,8 @@ fn take_out<A: Family>(ctx: &TcContext, parsed: &mut Parsed<A>, carrier: &mut A)
     skb::read(ctx, parsed)
 }
 
-/// Opens the flow of a packet that was sent on to `carrier`; what it becomes is in scratch memory then, as
-/// [`nat::towards`] says.
+/// Opens the flow of a packet that was sent on to `carrier`; [`Arrival::opened`] says what it
+/// becomes then.
 ///
 /// Nodes do not change their tables at the same instant, and session affinity knows no hash: so it is the other node's
 /// choice that counts, as long as the backend is one of the service's. If it is not any more, the packet goes where this

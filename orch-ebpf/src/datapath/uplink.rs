@@ -9,7 +9,7 @@ use super::{
     parse::{Bytes as _, ETHER_TYPE, Parsed, v6::ROUTING},
     pod, policy, service,
     skb::{self, Addresses},
-    unpack,
+    unpack::{self, Arrival},
 };
 use crate::{
     Address4, Address6, PROTOCOL_TCP,
@@ -44,12 +44,12 @@ pub fn from_outside<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
     if let Some(verdict) = announce::solicitation(ctx, parsed) {
         return verdict;
     }
-    let carrier = match unpack::unpack(ctx, config, parsed) {
-        Ok(carrier) => carrier,
+    let arrival = match unpack::unpack(ctx, config, parsed) {
+        Ok(arrival) => arrival,
         Err(reason) => return skb::refuse(ctx, reason, &parsed.tuple),
     };
     let arrived = parsed.tuple.destination;
-    let (becomes, way) = match decide(config, parsed, carrier) {
+    let (becomes, way) = match decide(config, parsed, arrival) {
         Ok(decision) => decision,
         // The node's own address on a port without backends: its stack says so to the client.
         Err(DropReason::NoBackend) if node_kind(arrived) == NODE_LOCAL => {
@@ -101,15 +101,15 @@ enum Way {
     Direct,
 }
 
-/// What the packet becomes, if anything, and what it is of its flow; `carrier` is what [`unpack::unpack`] says.
+/// What the packet becomes, if anything, and what it is of its flow.
 #[inline(always)]
 fn decide<A: Family>(
     config: &Config,
     parsed: &Parsed<A>,
-    carrier: &A,
+    arrival: Arrival<A>,
 ) -> Result<(Option<&'static Tuple<A>>, Way), DropReason> {
     let tuple = &parsed.tuple;
-    let carried = !carrier.same(A::ANY);
+    let carried = !arrival.carrier().same(A::ANY);
     // What another node has sent on has its backend here, whatever was known of the flow when it came in by this one.
     if let Some(known) = conntrack::find(parsed).filter(|known| !carried || known.kind == KIND_SERVICE) {
         if known.kind == KIND_DIRECT {
@@ -130,9 +130,8 @@ fn decide<A: Family>(
         if moving {
             return Err(DropReason::ConntrackFull);
         }
-        unpack::open(config, parsed, carrier)?;
-        let becomes = nat::opened().ok_or(DropReason::ConntrackFull)?;
-        return Ok((Some(becomes), Way::Original));
+        unpack::open(config, parsed, arrival.carrier())?;
+        return Ok((Some(arrival.opened()), Way::Original));
     }
     let opens = parsed.opens() || (parsed.joins() && !moving && nat::is_direct(config, tuple.source));
     if !opens || in_cluster(config, tuple.destination) {
