@@ -68,8 +68,8 @@ pub struct RunArgs {
     /// How packets of pods get to other nodes: off (as they are, between nodes on one network) or vxlan.
     #[arg(long, default_value_t)]
     pub tunnel: Tunnel,
-    /// How packets from outside get to pods on other nodes: with this node's address as their source, or with their
-    /// own and answered directly.
+    /// How packets from outside get to pods on other nodes: snat (with this node's address as their source) or dsr (as
+    /// they are, inside packets of their own, and answered straight from there); the same on all nodes.
     #[arg(long, value_enum, default_value = "snat")]
     pub load_balancer_mode: LoadBalancerMode,
     /// Certificate of the kubelet API, PEM.

@@ -2,7 +2,8 @@
 //!
 //! A flow that is translated has two entries, one for each direction. Either says by itself what a packet with its
 //! key becomes, so one lookup translates, whatever the reason was (NodePort, ClusterIP as packets, masquerade). A flow
-//! that only passes a NetworkPolicy has one entry, for the packets that answer.
+//! that only passes a NetworkPolicy has one entry, for the packets that answer, and one that is sent on to its backend's
+//! node unchanged has one for the packets that ask: the answers do not come by here.
 
 use crate::abi;
 
@@ -80,7 +81,7 @@ pub struct Conntrack<A> {
     pub becomes: Tuple<A>,
     /// The backend's number; zero if the flow is not a service's.
     pub backend: u32,
-    /// [`KIND_SERVICE`], [`KIND_MASQUERADE`] or [`KIND_POLICY`].
+    /// [`KIND_SERVICE`], [`KIND_MASQUERADE`], [`KIND_POLICY`] or [`KIND_DIRECT`].
     pub kind: u8,
     /// [`DIRECTION_ORIGINAL`] or [`DIRECTION_REPLY`].
     pub direction: u8,
@@ -112,6 +113,9 @@ pub const KIND_SERVICE: u8 = 1;
 pub const KIND_MASQUERADE: u8 = 2;
 /// [`Conntrack`] kind: nothing changes; the entry lets the answers of an allowed flow pass a policy.
 pub const KIND_POLICY: u8 = 3;
+/// [`Conntrack`] kind: the packet goes on as it is, in a packet of its own to the backend that it would become one for;
+/// the backend's node answers the client. Only the original direction has an entry.
+pub const KIND_DIRECT: u8 = 4;
 /// [`Conntrack`] direction: from the side that opened the flow.
 pub const DIRECTION_ORIGINAL: u8 = 0;
 /// [`Conntrack`] direction: to the side that opened the flow.

@@ -63,6 +63,8 @@ numbered! {
         HeaderChain = 15 "IPv6 header chain is too long to find the ports",
         NoLocalBackend = 16 "service has backends, but none on this node, which its traffic policy asks for",
         SctpFragment = 17 "fragment of an SCTP packet whose ports would change",
+        TooBig = 18 "packet does not fit into one that would carry it to its backend's node",
+        Misdirected = 19 "packet that another node sent on belongs to no known flow and to no service",
     }
 }
 
@@ -81,6 +83,9 @@ numbered! {
         Announced = 9 "ARP or neighbour solicitation answered",
         PolicyAllowed = 10 "flow allowed by a policy",
         EventLost = 11 "event lost: the ring buffer was full",
+        Carried = 12 "sent on unchanged to the backend's node",
+        Unpacked = 13 "unpacked, as another node had sent it on",
+        ToldTooBig = 14 "sender told that its packet is too big",
     }
 }
 

@@ -143,9 +143,13 @@ pub fn outside_sized(protocol: &str, address: SocketAddr, size: usize) -> Result
         .set_read_timeout(Some(Duration::from_secs(2)))
         .context("failed to set a timeout")?;
     socket.connect(address).context("failed to connect")?;
-    socket.send(&vec![b'x'; size]).context("failed to send")?;
     let mut buffer = [0; 256];
-    let length = socket.recv(&mut buffer).context("no datagram")?;
+    let mut exchange = || {
+        socket.send(&vec![b'x'; size]).context("failed to send")?;
+        socket.recv(&mut buffer).context("no datagram")
+    };
+    // The first one may be answered with what fits, of which the socket says nothing: it cuts the next.
+    let length = exchange().or_else(|_| exchange())?;
     parse(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).trim())
 }
 

@@ -74,6 +74,7 @@ fn on_cluster(options: &Options) -> Result<()> {
                 ip_family: families,
                 tunnel: Some(tunnel),
                 xdp: Some(xdp),
+                load_balancer_mode: None,
             },
             no_build,
             store: None,

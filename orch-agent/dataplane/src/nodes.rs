@@ -221,7 +221,7 @@ async fn put_routes(
                     let source = config.node_ip_like(net.addr());
                     shared.netlink.route_direct(*net, index, source).await
                 }
-                Hop::Gateway(gateway) => shared.netlink.route_via(*net, gateway, None).await,
+                Hop::Gateway(gateway) => shared.netlink.route_via(*net, gateway, None, None).await,
             };
             if let Err(error) = put {
                 tracing::debug!(node = node.name, %error, "no route");

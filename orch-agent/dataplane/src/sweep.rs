@@ -113,6 +113,8 @@ fn is_over<A>(now: Duration, tuple: &Tuple<A>, entry: &Conntrack<A>, other: Opti
 
 #[cfg(test)]
 mod tests {
+    use orch_ebpf::conntrack::KIND_DIRECT;
+
     use super::*;
 
     fn entry(last_seen: u64, seen: u8) -> Conntrack<Address4> {
@@ -145,6 +147,21 @@ mod tests {
         let now = Duration::from_secs(1000);
         assert!(!is_over(now, &tuple, &entry(10, SEEN_TRAFFIC), None));
         assert!(is_over(now, &tuple, &entry(10, SEEN_TRAFFIC | SEEN_FIN), None));
+    }
+
+    #[test]
+    fn a_direct_flow_is_judged_by_the_side_that_is_seen() {
+        let tuple = tuple(PROTOCOL_TCP);
+        let now = Duration::from_secs(1000);
+        let direct = |last_seen, seen| Conntrack {
+            kind: KIND_DIRECT,
+            ..entry(last_seen, seen)
+        };
+        assert!(!is_over(now, &tuple, &direct(10, SEEN_TRAFFIC), None));
+        for end in [SEEN_FIN, SEEN_RST] {
+            assert!(is_over(now, &tuple, &direct(10, SEEN_TRAFFIC | end), None));
+            assert!(!is_over(now, &tuple, &direct(800, SEEN_TRAFFIC | end), None));
+        }
     }
 
     #[test]

@@ -4,6 +4,9 @@
 
 use super::family::{Family, word};
 
+/// One's complement sums of sixteen bits are counted modulo this.
+pub const MODULUS: u64 = 0xffff;
+
 /// A sum that has not been folded yet.
 #[derive(Clone, Copy, Default)]
 pub struct Sum(u64);
@@ -13,6 +16,18 @@ impl Sum {
     #[inline(always)]
     pub fn of_field(field: u16) -> Self {
         Self(u64::from(!field))
+    }
+
+    /// A sum that somebody else has made, of at most 33 bits.
+    #[inline(always)]
+    pub fn of(sum: u64) -> Self {
+        Self(sum)
+    }
+
+    /// Adds four bytes as they stand in memory.
+    #[inline(always)]
+    pub fn add_word(self, word: u32) -> Self {
+        Self(self.0 + u64::from(word))
     }
 
     /// Adds two bytes as they stand in memory.

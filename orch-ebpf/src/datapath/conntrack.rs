@@ -13,8 +13,8 @@ use super::{
 use crate::{
     PROTOCOL_TCP,
     conntrack::{
-        Conntrack, DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_POLICY, KIND_SERVICE, NAT_PORTS,
-        NAT_PORTS_TOTAL, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, TOUCH_NANOSECONDS, TOUCH_TICKS, Tuple,
+        Conntrack, DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_DIRECT, KIND_POLICY, NAT_PORTS, NAT_PORTS_TOTAL,
+        SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, TOUCH_NANOSECONDS, TOUCH_TICKS, Tuple,
     },
     event::{DropReason, Path},
     service::BackendKey,
@@ -43,9 +43,7 @@ pub fn entry<A: Family>(parsed: &Parsed<A>) -> Option<&'static mut Conntrack<A>>
             return None;
         }
         // SAFETY: only its presence matters.
-        if entry.kind == KIND_SERVICE
-            && unsafe { A::backends().get(BackendKey { id: entry.backend }) }.is_none()
-        {
+        if entry.backend != 0 && unsafe { A::backends().get(BackendKey { id: entry.backend }) }.is_none() {
             return None;
         }
     }
@@ -172,6 +170,17 @@ pub fn open_from_node<A: Family>(
     Err(DropReason::NoNatPort)
 }
 
+/// Opens a flow whose packets go to their backend's node as they are, and whose answers do not come by here.
+#[inline(never)]
+pub fn open_direct<A: Family>(
+    parsed: &Parsed<A>,
+    becomes: &Tuple<A>,
+    backend: u32,
+) -> Result<(), DropReason> {
+    let entry = reply_entry(parsed, backend, KIND_DIRECT).ok_or(DropReason::ConntrackFull)?;
+    finish(parsed, entry, becomes)
+}
+
 /// Whether a port may have been chosen for a translated source.
 #[inline(always)]
 pub fn is_nat_port(port: u16) -> bool {
@@ -220,7 +229,7 @@ fn finish<A: Family>(
     entry.direction = DIRECTION_ORIGINAL;
     entry.seen = seen_in(parsed);
     if A::conntrack().insert(&parsed.tuple, &*entry, 0).is_err() {
-        // The reply's entry is left to eviction and the agent's sweep.
+        // The reply's entry, if there is one, is left to eviction and the agent's sweep.
         return Err(DropReason::ConntrackFull);
     }
     events::count(Path::NewFlow, 0);

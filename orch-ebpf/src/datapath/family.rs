@@ -5,7 +5,7 @@ use super::{
     parse::{Bytes, Parsed, v4, v6},
 };
 use crate::{
-    Address, Address4, Address6, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
+    Address, Address4, Address6, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPV4, PROTOCOL_IPV6,
     config::{Config, FamilyConfig, Node},
     endpoint::Endpoint,
     event::DropReason,
@@ -17,6 +17,13 @@ pub trait Family: Address {
     const ETHER_TYPE: [u8; 2];
     /// Its ICMP's IP protocol number.
     const ICMP: u8;
+    /// IP protocol number of a packet of the family inside another one.
+    const IN_IP: u8;
+    /// Type and code of the ICMP error that names the largest packet that fits.
+    const TOO_BIG: [u8; 2];
+    /// How much an ICMP error quotes, in bytes: as much as leaves it within what every link of the family carries, 576
+    /// bytes (RFC 1812 section 4.3.2.3) or 1280 (RFC 4443 section 2.4).
+    const QUOTE: usize;
     /// Offset of the source address in its header; the destination follows.
     const ADDRESSES: usize;
     /// Offset of the time to live (hop limit) in its header.
@@ -82,6 +89,9 @@ macro_rules! maps_of_family {
 impl Family for Address4 {
     const ETHER_TYPE: [u8; 2] = [0x08, 0x00];
     const ICMP: u8 = PROTOCOL_ICMP;
+    const IN_IP: u8 = PROTOCOL_IPV4;
+    const TOO_BIG: [u8; 2] = [3, 4];
+    const QUOTE: usize = 576 - 20 - 8;
     const ADDRESSES: usize = 12;
     const TTL: usize = 8;
     const HEADER: usize = 20;
@@ -148,6 +158,9 @@ fn halves(address: Address6) -> (u64, u64) {
 impl Family for Address6 {
     const ETHER_TYPE: [u8; 2] = [0x86, 0xdd];
     const ICMP: u8 = PROTOCOL_ICMPV6;
+    const IN_IP: u8 = PROTOCOL_IPV6;
+    const TOO_BIG: [u8; 2] = [2, 0];
+    const QUOTE: usize = 1280 - 40 - 8;
     const ADDRESSES: usize = 8;
     const TTL: usize = 7;
     const HEADER: usize = 40;

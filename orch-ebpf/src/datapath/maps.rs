@@ -58,7 +58,19 @@ pub struct Scratch<A> {
     pub entry: Conntrack<A>,
     /// What the packet of a flow that is being opened becomes.
     pub becomes: Tuple<A>,
+    /// Where the packet was sent that carried this one here; [`crate::Address::ANY`] if it came by itself.
+    pub carrier: A,
+    /// A part of a packet that an error is to quote.
+    pub quote: [u32; QUOTE_WORDS],
+    /// When the CPU began to count errors, in nanoseconds.
+    pub told_since: u64,
+    /// How many it has sent since.
+    pub told: u64,
 }
+
+/// Words of [`Scratch::quote`]: a quarter of what an error quotes at most.
+pub const QUOTE_WORDS: usize = 77;
+
 /// One run's scratch memory.
 pub type Scratches<A> = PerCpuArray<Scratch<A>, 1>;
 

@@ -1,11 +1,13 @@
 //! The programs' steps, in the order in which a packet meets them.
 //!
 //! Every step is generic over the [`family::Family`] of addresses. `parse`, `conntrack`, `service`, `nat` and `policy`
-//! know tuples and maps but no kind of program, and `routes` asks the kernel's; `skb` is what tc can do to a packet and `xdp` what XDP can; `pod`,
-//! `uplink` and `tunnel` are the paths; `socket` stands apart, at the system calls.
+//! know tuples and maps but no kind of program, and `routes` asks the kernel's; `skb` is what tc can do to a packet and
+//! `xdp` what XDP can; `pod`, `uplink` and `tunnel` are the paths, `carry` and `unpack` both ends of a shorter one between
+//! nodes; `socket` stands apart, at the system calls.
 
 pub mod announce;
 pub mod bandwidth;
+pub mod carry;
 pub mod checksum;
 pub mod conntrack;
 pub mod error_message;
@@ -21,7 +23,9 @@ pub mod sctp;
 pub mod service;
 pub mod skb;
 pub mod socket;
+pub mod too_big;
 pub mod tunnel;
+pub mod unpack;
 pub mod uplink;
 pub mod xdp;
 

@@ -2,13 +2,13 @@
 
 use super::{
     conntrack,
-    family::Family,
+    family::{Family, in_cluster, node_kind},
     parse::{Parsed, Ports},
     service::{self, Choice, Client},
 };
 use crate::{
-    config::{Config, UplinkKey},
-    conntrack::{KIND_MASQUERADE, KIND_SERVICE, Tuple},
+    config::{CONFIG_DSR, Config, UplinkKey},
+    conntrack::{KIND_DIRECT, KIND_MASQUERADE, KIND_SERVICE, Tuple},
     event::DropReason,
     service::{BACKEND_LOCAL, SCOPE_EXTERNAL},
 };
@@ -25,6 +25,33 @@ pub fn towards<A: Family>(tuple: &Tuple<A>, choice: &Choice<A>) -> Option<&'stat
         ..*tuple
     };
     Some(becomes)
+}
+
+/// Whether a client's packets go to their backend's node as they are, to be answered from there. Nodes and pods are not
+/// such clients: the backend's node may be the client's, whose stack would take the answer for one from the backend.
+#[inline(always)]
+pub fn is_direct<A: Family>(config: &Config, client: A) -> bool {
+    config.flags & CONFIG_DSR != 0 && !in_cluster(config, client) && node_kind(client) == 0
+}
+
+/// Opens a flow from outside to a chosen backend; `becomes` is [`towards`] it and then what the first packet becomes. Says
+/// of which kind the flow is.
+///
+/// # Errors
+/// When no port is free, or the flow cannot be remembered.
+#[inline(always)]
+pub fn open_external<A: Family>(
+    config: &Config,
+    parsed: &Parsed<A>,
+    choice: &Choice<A>,
+    becomes: &mut Tuple<A>,
+) -> Result<u8, DropReason> {
+    if choice.backend.flags & BACKEND_LOCAL == 0 && is_direct(config, parsed.tuple.source) {
+        conntrack::open_direct(parsed, becomes, choice.id)?;
+        return Ok(KIND_DIRECT);
+    }
+    open_service(config, parsed, choice, becomes, SCOPE_EXTERNAL)?;
+    Ok(KIND_SERVICE)
 }
 
 /// Opens a flow to a chosen backend; `becomes` is [`towards`] it and then what the first packet becomes.

@@ -1,6 +1,11 @@
 //! From a service's address to one of its backends.
 
-use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::bpf_get_prandom_u32};
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    btf_maps::lpm_trie::Key,
+    helpers::{bpf_get_prandom_u32, generated::bpf_loop},
+};
 
 use super::{
     conntrack::now,
@@ -13,7 +18,7 @@ use crate::{
     event::DropReason,
     service::{
         Affinity, AffinityKey, Backend, BackendKey, CHUNK_SLOTS, CLIENT_ADDRESS, CLIENT_NAMESPACE, ChunkKey,
-        SERVICE_LOCAL, SERVICE_SOURCES, Service, ServiceKey, SourceKey,
+        SCOPE_EXTERNAL, SERVICE_LOCAL, SERVICE_SOURCES, Service, ServiceKey, SourceKey,
     },
 };
 
@@ -59,6 +64,29 @@ impl<A: Family> Client<A> {
 /// The service on this address and port, NodePorts included.
 #[inline(always)]
 pub fn find<A: Family>(address: A, port: u16, protocol: u8, scope: u8) -> Option<&'static Service> {
+    find_where(address, port, protocol, scope, |kind| kind == NODE_LOCAL)
+}
+
+/// The service that a packet from outside asked for, on this node or on another, whose NodePorts are the same.
+#[inline(always)]
+pub fn find_anywhere<A: Family>(tuple: &Tuple<A>) -> Option<&'static Service> {
+    find_where(
+        tuple.destination,
+        tuple.destination_port,
+        tuple.protocol,
+        SCOPE_EXTERNAL,
+        |kind| kind != 0,
+    )
+}
+
+#[inline(always)]
+fn find_where<A: Family>(
+    address: A,
+    port: u16,
+    protocol: u8,
+    scope: u8,
+    has_node_ports: impl Fn(u32) -> bool,
+) -> Option<&'static Service> {
     let key = ServiceKey {
         address,
         port,
@@ -69,7 +97,7 @@ pub fn find<A: Family>(address: A, port: u16, protocol: u8, scope: u8) -> Option
     if let Some(service) = unsafe { A::services().get(key) } {
         return Some(service);
     }
-    if node_kind(address) != NODE_LOCAL {
+    if !has_node_ports(node_kind(address)) {
         return None;
     }
     find_port::<A>(port, protocol, scope)
@@ -187,15 +215,77 @@ fn remember(key: AffinityKey, backend: u32, now: u64) {
 
 #[inline(always)]
 fn backend_in<A: Family>(service: &Service, slot: u32) -> Result<Choice<A>, DropReason> {
+    backend_of(service.pool, slot).ok_or(DropReason::BrokenService)
+}
+
+/// The backend in a slot of a pool.
+#[inline(always)]
+fn backend_of<A: Family>(pool: u32, slot: u32) -> Option<Choice<A>> {
     let key = ChunkKey {
-        pool: service.pool,
+        pool,
         chunk: slot / CHUNK_SLOTS as u32,
     };
     // SAFETY: one integer of it is copied; the agent replaces whole chunks.
-    let chunk = unsafe { maps::ORCH_SLOTS.get(key) };
-    chunk
-        .and_then(|chunk| backend(chunk.backends[slot as usize % CHUNK_SLOTS]))
-        .ok_or(DropReason::BrokenService)
+    let chunk = unsafe { maps::ORCH_SLOTS.get(key) }?;
+    backend(chunk.backends[slot as usize % CHUNK_SLOTS])
+}
+
+/// A walk through a pool's slots.
+#[repr(C)]
+struct Walk<A> {
+    /// The backend's address that is looked for.
+    address: A,
+    pool: u32,
+    count: u32,
+    /// The next slot.
+    slot: u32,
+    /// Number of the backend, or zero.
+    found: u32,
+}
+
+/// How many slots are looked through at most. Every pool has at least 25 slots for a backend, so one that is in it is
+/// met after as many slots, on average, as there are backends.
+const MOST_SLOTS: u32 = 4096;
+
+/// The backend of a service at an address, from the slot onward that `number` chooses.
+#[inline(never)]
+pub fn at_address<A: Family>(service: &Service, address: &A, number: u32) -> Option<Choice<A>> {
+    if service.count == 0 {
+        return None;
+    }
+    let mut walk = Walk {
+        address: *address,
+        pool: service.pool,
+        count: service.count,
+        slot: number % service.count,
+        found: 0,
+    };
+    let slots = if service.count < MOST_SLOTS {
+        service.count
+    } else {
+        MOST_SLOTS
+    };
+    let step: extern "C" fn(u32, *mut Walk<A>) -> u64 = step::<A>;
+    // SAFETY: the function has the signature that the kernel calls, and the walk is on the stack for as long.
+    unsafe { bpf_loop(slots, step as *mut c_void, (&raw mut walk).cast(), 0) };
+    backend(walk.found)
+}
+
+/// Looks into one slot; 1 ends the walk.
+extern "C" fn step<A: Family>(_: u32, walk: *mut Walk<A>) -> u64 {
+    // SAFETY: the kernel hands on what `at_address` gave it.
+    let walk = unsafe { &mut *walk };
+    if let Some(choice) = backend_of::<A>(walk.pool, walk.slot)
+        && choice.backend.address.same(walk.address)
+    {
+        walk.found = choice.id;
+        return 1;
+    }
+    walk.slot += 1;
+    if walk.slot >= walk.count {
+        walk.slot = 0;
+    }
+    0
 }
 
 /// The backend with this number.

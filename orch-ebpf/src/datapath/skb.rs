@@ -59,11 +59,21 @@ pub fn failed(_: i64) -> DropReason {
 #[inline(always)]
 pub fn parse<A: Family>(ctx: &TcContext) -> Result<&'static mut Parsed<A>, DropReason> {
     let parsed = packet::<A>().ok_or(DropReason::Malformed)?;
+    read(ctx, parsed)?;
+    Ok(parsed)
+}
+
+/// Reads the headers of a packet that has become another.
+///
+/// # Errors
+/// Why the packet cannot be read.
+#[inline(always)]
+pub fn read<A: Family>(ctx: &TcContext, parsed: &mut Parsed<A>) -> Result<(), DropReason> {
     headers(ctx, parsed)?;
     if parsed.ports == Ports::Error {
         quoted(ctx, parsed);
     }
-    Ok(parsed)
+    Ok(())
 }
 
 #[inline(never)]
@@ -375,6 +385,12 @@ fn leave<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, ifindex: u32) -> i32 {
     if let Err(reason) = live_less(ctx, parsed) {
         return refuse(ctx, reason, &parsed.tuple);
     }
+    out_of(ctx, ifindex)
+}
+
+/// Sends a packet whose time to live is as it should be out of an uplink.
+#[inline(always)]
+pub fn out_of(ctx: &TcContext, ifindex: u32) -> i32 {
     events::count(Path::ToNode, ctx.length());
     // SAFETY: no parameters are passed: the kernel looks the route up itself.
     unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
@@ -383,13 +399,20 @@ fn leave<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, ifindex: u32) -> i32 {
 /// Sends the packet through the tunnel to the node that the route names.
 #[inline(never)]
 pub fn to_tunnel<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config, route: &Route) -> i32 {
-    let prepared = live_less(ctx, parsed)
-        .and_then(|()| set_tunnel(ctx, route))
-        .and_then(|()| {
-            // The other node's device has this address, so its stack takes what is for itself.
-            ctx.store(0, &TUNNEL_MAC, 0)
-                .map_err(|_| DropReason::RewriteFailed)
-        });
+    if let Err(reason) = live_less(ctx, parsed) {
+        return refuse(ctx, reason, &parsed.tuple);
+    }
+    into_tunnel(ctx, parsed, config, route)
+}
+
+/// Sends a packet whose time to live is as it should be through the tunnel.
+#[inline(always)]
+pub fn into_tunnel<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Config, route: &Route) -> i32 {
+    let prepared = set_tunnel(ctx, route).and_then(|()| {
+        // The other node's device has this address, so its stack takes what is for itself.
+        ctx.store(0, &TUNNEL_MAC, 0)
+            .map_err(|_| DropReason::RewriteFailed)
+    });
     if let Err(reason) = prepared {
         return refuse(ctx, reason, &parsed.tuple);
     }

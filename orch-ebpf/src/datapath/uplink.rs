@@ -3,17 +3,19 @@
 use aya_ebpf::programs::TcContext;
 
 use super::{
-    announce, conntrack, events,
+    announce, carry, conntrack, events,
     family::{Family, endpoint, in_cluster, node_kind},
     nat,
-    parse::{Bytes as _, ETHER_TYPE, Parsed, v6::ROUTING},
+    parse::{Bytes as _, ETHER_TYPE, ETHERNET, Parsed, v6::ROUTING},
     pod, policy, service,
     skb::{self, Addresses},
+    too_big,
+    unpack::{self, Arrival},
 };
 use crate::{
     Address4, Address6, PROTOCOL_TCP,
     config::{CONFIG_MOVING, Config, NODE_LOCAL},
-    conntrack::{KIND_MASQUERADE, KIND_SERVICE, Tuple},
+    conntrack::{KIND_DIRECT, KIND_MASQUERADE, KIND_SERVICE, Tuple},
     event::{DropReason, EVENT_FLOW},
     service::SCOPE_EXTERNAL,
 };
@@ -47,8 +49,12 @@ pub fn from_outside<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
     if let Some(verdict) = announce::solicitation(ctx, parsed) {
         return verdict;
     }
+    let arrival = match unpack::unpack(ctx, config, parsed) {
+        Ok(arrival) => arrival,
+        Err(reason) => return skb::refuse(ctx, reason, &parsed.tuple),
+    };
     let arrived = parsed.tuple.destination;
-    let (becomes, reply) = match decide(config, parsed) {
+    let (becomes, way) = match decide(config, parsed, arrival) {
         Ok(decision) => decision,
         // The node's own address on a port without backends: its stack says so to the client.
         Err(DropReason::NoBackend) if node_kind(arrived) == NODE_LOCAL => {
@@ -57,6 +63,16 @@ pub fn from_outside<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
         }
         Err(reason) => return skb::refuse(ctx, reason, &parsed.tuple),
     };
+    if let Some(becomes) = becomes
+        && way == Way::Direct
+    {
+        return carry::send(ctx, config, parsed, &becomes.destination);
+    }
+    if let Some(becomes) = becomes
+        && is_too_big(ctx, config, parsed, becomes)
+    {
+        return too_big::tell(ctx, config, parsed, config.tunnel_mtu);
+    }
     let translated = becomes.is_some();
     if let Some(becomes) = becomes
         && let Err(reason) = skb::rewrite(ctx, parsed, becomes)
@@ -65,7 +81,9 @@ pub fn from_outside<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
     }
     let Addresses { destination, .. } = skb::addresses(ctx, parsed);
     if let Some(to) = endpoint(destination) {
-        if !reply && let Err(reason) = policy::judge(parsed, &parsed.tuple, None, Some(to)) {
+        if way != Way::Answer
+            && let Err(reason) = policy::judge(parsed, &parsed.tuple, None, Some(to))
+        {
             return skb::refuse(ctx, reason, &parsed.tuple);
         }
         return skb::to_pod(ctx, parsed, to);
@@ -82,38 +100,88 @@ pub fn from_outside<A: Family>(ctx: &TcContext, config: &Config) -> i32 {
     skb::pass(ctx)
 }
 
-/// What the packet becomes, if anything, and whether it answers a known flow.
+/// Whether a packet that becomes one for another node must not be cut, and does not fit through the tunnel. The stack would
+/// tell the sender that it then has, which is this node.
+#[inline(never)]
+fn is_too_big<A: Family>(ctx: &TcContext, config: &Config, parsed: &Parsed<A>, becomes: &Tuple<A>) -> bool {
+    const DO_NOT_FRAGMENT: u8 = 0x40;
+    config.tunnel_ifindex != 0
+        && carry::longest(ctx, parsed) > config.tunnel_mtu as usize
+        && super::tunnel::route(becomes.destination).is_some()
+        && (!A::HAS_CHECKSUM
+            || ctx
+                .read::<u8>(ETHERNET + 6)
+                .is_some_and(|flags| flags & DO_NOT_FRAGMENT != 0))
+}
+
+/// What a packet from outside is of its flow, and so what comes of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Of the side that opens the flow.
+    Original,
+    /// Of the other side.
+    Answer,
+    /// Of the side that opens the flow, and to be sent on as it is.
+    Direct,
+}
+
+/// What the packet becomes, if anything, and what it is of its flow.
 #[inline(always)]
 fn decide<A: Family>(
     config: &Config,
     parsed: &Parsed<A>,
-) -> Result<(Option<&'static Tuple<A>>, bool), DropReason> {
+    arrival: Arrival<A>,
+) -> Result<(Option<&'static Tuple<A>>, Way), DropReason> {
     let tuple = &parsed.tuple;
-    if let Some(known) = conntrack::find(parsed) {
-        if known.kind != KIND_SERVICE && known.kind != KIND_MASQUERADE {
-            return Ok((None, conntrack::is_reply(known)));
+    let carried = !arrival.carrier().same(A::ANY);
+    // What another node has sent on has its backend here, whatever was known of the flow when it came in by this one.
+    if let Some(known) = conntrack::find(parsed).filter(|known| !carried || known.kind == KIND_SERVICE) {
+        if known.kind == KIND_DIRECT {
+            return Ok((Some(&known.becomes), Way::Direct));
         }
-        return Ok((Some(&known.becomes), conntrack::is_reply(known)));
+        let way = if conntrack::is_reply(known) {
+            Way::Answer
+        } else {
+            Way::Original
+        };
+        if known.kind != KIND_SERVICE && known.kind != KIND_MASQUERADE {
+            return Ok((None, way));
+        }
+        return Ok((Some(&known.becomes), way));
     }
-    if !parsed.opens() || in_cluster(config, tuple.destination) {
+    let moving = comes_again(config, parsed);
+    if carried {
+        if moving {
+            return Err(DropReason::ConntrackFull);
+        }
+        unpack::open(config, parsed, arrival.carrier())?;
+        return Ok((Some(arrival.opened()), Way::Original));
+    }
+    let opens = parsed.opens() || (parsed.joins() && !moving && nat::is_direct(config, tuple.source));
+    if !opens || in_cluster(config, tuple.destination) {
         let port = tuple.destination_port;
-        return if comes_again(config, parsed)
+        return if moving
             && node_kind(tuple.destination) == NODE_LOCAL
             && (conntrack::is_nat_port(port)
                 || service::find(tuple.destination, port, tuple.protocol, SCOPE_EXTERNAL).is_some())
         {
             Err(DropReason::ConntrackFull)
         } else {
-            Ok((None, false))
+            Ok((None, Way::Original))
         };
     }
     let Some(choice) = nat::choose_external(parsed)? else {
-        return Ok((None, false));
+        return Ok((None, Way::Original));
     };
     let becomes = nat::towards(tuple, &choice).ok_or(DropReason::ConntrackFull)?;
-    nat::open_service(config, parsed, &choice, becomes, SCOPE_EXTERNAL)?;
-    events::flow(tuple, becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
-    Ok((Some(becomes), false))
+    let kind = nat::open_external(config, parsed, &choice, becomes)?;
+    events::flow(tuple, becomes, EVENT_FLOW, u32::from(kind), 0);
+    let way = if kind == KIND_DIRECT {
+        Way::Direct
+    } else {
+        Way::Original
+    };
+    Ok((Some(becomes), way))
 }
 
 /// At egress of the uplink: answers get back the address that the client asked, and pods get the node's.

@@ -1,15 +1,17 @@
 //! Services for clients outside, before the network stack makes a packet of the frame.
 //!
-//! XDP answers for what leaves by the interface it came in by: packets for backends on other nodes, and their answers.
+//! XDP answers for what leaves by the interface it came in by: packets for backends on other nodes, and their answers
+//! where those come back by this node.
 //! Everything else (local backends, fragments, options, errors, neighbours that are not known yet) is left as it came
 //! to the tc program, which means the same. The Ethernet addresses of the next hop are kept in the flow's entry and
 //! asked of the kernel's routes again each second.
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_adjust_head, programs::XdpContext};
 
 use super::{
+    carry::{Says, header},
     checksum::Sum,
     conntrack, events,
     family::{Family, node_kind, packet, word},
@@ -20,9 +22,9 @@ use super::{
 use crate::{
     Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
     config::{Config, NODE_LOCAL},
-    conntrack::{Conntrack, HOP_PASS, HOP_REFLECT, KIND_SERVICE, Tuple},
+    conntrack::{Conntrack, HOP_PASS, HOP_REFLECT, KIND_DIRECT, KIND_SERVICE},
     event::{EVENT_FLOW, Path},
-    service::{BACKEND_LOCAL, SCOPE_EXTERNAL},
+    service::BACKEND_LOCAL,
 };
 
 impl Bytes for XdpContext {
@@ -106,14 +108,20 @@ fn reflect<A: Family>(ctx: &XdpContext, config: &Config) -> Option<u32> {
         Some(entry) => {
             let stale = conntrack::touch(entry, parsed);
             if entry.kind != KIND_SERVICE {
-                return None;
+                return Some(carry(ctx, config, parsed, entry, stale));
             }
             if stale || entry.hop == 0 {
                 find_hop(ctx, config, entry);
             }
             entry
         }
-        None => open(ctx, config, parsed)?,
+        None => {
+            let entry = open(ctx, config, parsed)?;
+            if entry.kind != KIND_SERVICE {
+                return Some(carry(ctx, config, parsed, entry, false));
+            }
+            entry
+        }
     };
     if entry.hop != HOP_REFLECT {
         return None;
@@ -170,8 +178,8 @@ fn open<A: Family>(
         return None;
     }
     let becomes = nat::towards(&parsed.tuple, &choice)?;
-    nat::open_service(config, parsed, &choice, becomes, SCOPE_EXTERNAL).ok()?;
-    events::flow(&parsed.tuple, becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
+    let kind = nat::open_external(config, parsed, &choice, becomes).ok()?;
+    events::flow(&parsed.tuple, becomes, EVENT_FLOW, u32::from(kind), 0);
     let entry = conntrack::entry(parsed)?;
     find_hop(ctx, config, entry);
     Some(entry)
@@ -181,9 +189,12 @@ fn open<A: Family>(
 #[inline(never)]
 fn find_hop<A: Family>(ctx: &XdpContext, config: &Config, entry: &mut Conntrack<A>) {
     entry.hop = HOP_PASS;
-    let Tuple {
-        source, destination, ..
-    } = entry.becomes;
+    let destination = entry.becomes.destination;
+    let source = if entry.kind == KIND_DIRECT {
+        A::settings(config).node_address
+    } else {
+        entry.becomes.source
+    };
     if node_kind(destination) == NODE_LOCAL
         || (config.tunnel_ifindex != 0 && super::tunnel::route(destination).is_some())
     {
@@ -198,6 +209,82 @@ fn find_hop<A: Family>(ctx: &XdpContext, config: &Config, entry: &mut Conntrack<
     {
         entry.macs = [a, b, c, d, e, f, g, h, i, j, k, l];
         entry.hop = HOP_REFLECT;
+    }
+}
+
+/// Sends a packet of a flow that is not translated on to its backend's node, in a packet of its own (see
+/// [`super::carry`]); those of other kinds, and what does not fit, are left.
+#[inline(never)]
+fn carry<A: Family>(
+    ctx: &XdpContext,
+    config: &Config,
+    parsed: &Parsed<A>,
+    entry: &mut Conntrack<A>,
+    stale: bool,
+) -> u32 {
+    if entry.kind != KIND_DIRECT {
+        return xdp_action::XDP_PASS;
+    }
+    if stale || entry.hop == 0 {
+        find_hop(ctx, config, entry);
+    }
+    let length = parsed.end - ETHERNET;
+    if entry.hop != HOP_REFLECT || length + A::HEADER > config.uplink_mtu as usize {
+        return xdp_action::XDP_PASS;
+    }
+    let Some(first) = ctx.read(ETHERNET) else {
+        return xdp_action::XDP_PASS;
+    };
+    let says = Says {
+        first,
+        protocol: A::IN_IP,
+        length,
+    };
+    let words = header(
+        says,
+        &A::settings(config).node_address,
+        &entry.becomes.destination,
+    );
+    // SAFETY: the kernel hands a valid context.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(A::HEADER as i32)) } != 0 {
+        return xdp_action::XDP_PASS;
+    }
+    let frame = if A::BITS == 32 {
+        at::<[u8; ETHERNET + 20]>(ctx, 0).map(<*mut _>::cast::<u8>)
+    } else {
+        at::<[u8; ETHERNET + 40]>(ctx, 0).map(<*mut _>::cast::<u8>)
+    };
+    // The frame has just grown by as much.
+    let Some(frame) = frame else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: within what was just checked, and nothing else holds the packet meanwhile.
+    unsafe {
+        put_macs(frame, entry);
+        frame.add(ETHER_TYPE).cast::<[u8; 2]>().write(A::ETHER_TYPE);
+        for (index, word) in words.iter().enumerate().take(A::HEADER / 4) {
+            *frame.add(ETHERNET).cast::<u32>().add(index) = *word;
+        }
+    }
+    events::count(Path::Carried, ctx.length());
+    events::count(Path::Reflected, ctx.length());
+    xdp_action::XDP_TX
+}
+
+/// Writes the Ethernet addresses of a flow's next hop.
+///
+/// # Safety
+/// `frame` points to as many bytes of the packet.
+#[inline(always)]
+unsafe fn put_macs<A: Family>(frame: *mut u8, entry: &Conntrack<A>) {
+    // Twelve bytes as three words: they stand on a boundary of four in the entry.
+    let kept = (&raw const entry.macs).cast::<u32>();
+    let macs = frame.cast::<u32>();
+    // SAFETY: within the packet and within the entry.
+    unsafe {
+        *macs = *kept;
+        *macs.add(1) = *kept.add(1);
+        *macs.add(2) = *kept.add(2);
     }
 }
 
@@ -267,12 +354,7 @@ fn send<A: Family>(ctx: &XdpContext, parsed: &Parsed<A>, entry: &Conntrack<A>, l
                 field
             };
         }
-        // Twelve bytes as three words: they stand on a boundary of four in the entry.
-        let kept = (&raw const entry.macs).cast::<u32>();
-        let macs = frame.cast::<u32>();
-        *macs = *kept;
-        *macs.add(1) = *kept.add(1);
-        *macs.add(2) = *kept.add(2);
+        put_macs(frame, entry);
     }
     events::count(Path::Reflected, ctx.length());
     Some(xdp_action::XDP_TX)

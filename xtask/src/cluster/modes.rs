@@ -44,6 +44,16 @@ pub enum Xdp {
     Off,
 }
 
+/// How packets from outside get to backends on other nodes, and their answers back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum LoadBalancer {
+    /// With the balancing node's address, and back by way of it
+    #[default]
+    Snat,
+    /// Unchanged, in packets of their own, and answered straight from there
+    Dsr,
+}
+
 /// What `up` takes of all this.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct Wanted {
@@ -56,6 +66,9 @@ pub struct Wanted {
     /// How the uplinks balance; what a running cluster has, or auto
     #[arg(long)]
     pub xdp: Option<Xdp>,
+    /// How packets from outside get to backends on other nodes; what a running cluster has, or snat
+    #[arg(long)]
+    pub load_balancer_mode: Option<LoadBalancer>,
 }
 
 /// What a cluster has of all this.
@@ -67,6 +80,9 @@ pub struct Modes {
     pub tunnel: Tunnel,
     /// At the uplinks.
     pub xdp: Xdp,
+    /// To backends on other nodes.
+    #[serde(default)]
+    pub load_balancer: LoadBalancer,
 }
 
 impl Modes {
@@ -86,6 +102,7 @@ impl Modes {
         }
         self.tunnel = wanted.tunnel.unwrap_or(self.tunnel);
         self.xdp = wanted.xdp.unwrap_or(self.xdp);
+        self.load_balancer = wanted.load_balancer_mode.unwrap_or(self.load_balancer);
         Ok(())
     }
 
@@ -127,9 +144,13 @@ impl Modes {
             .join(",")
     }
 
-    /// The agent's flags for tunnel and XDP.
+    /// The agent's flags for tunnel, XDP and balancing.
     pub fn agent_flags(self) -> Vec<(&'static str, String)> {
-        vec![("--tunnel", name(&self.tunnel)), ("--xdp", name(&self.xdp))]
+        vec![
+            ("--tunnel", name(&self.tunnel)),
+            ("--xdp", name(&self.xdp)),
+            ("--load-balancer-mode", name(&self.load_balancer)),
+        ]
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Test {
 }
 
 /// What the tests call besides busybox's own commands.
-const PROGRAMS: &[&str] = &["ip", "tc", "bridge", "nsenter", "bpftool"];
+const PROGRAMS: &[&str] = &["ip", "tc", "bridge", "nsenter", "bpftool", "ethtool"];
 /// Where programs may stand.
 const FOLDERS: &[&str] = &["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 

@@ -2,7 +2,8 @@
 
 use orch_ebpf::conntrack::{
     CONNTRACK_MAP, Conntrack, DIRECTION_REPLY, FRAGMENTS_MAP, Fragment, FragmentKey, HOP_PASS, HOP_REFLECT,
-    KIND_MASQUERADE, KIND_POLICY, KIND_SERVICE, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, Tuple,
+    KIND_DIRECT, KIND_MASQUERADE, KIND_POLICY, KIND_SERVICE, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC,
+    Tuple,
 };
 
 use super::{Pins, Table, both, flags, seconds_since, socket, table::row};
@@ -39,6 +40,7 @@ fn conntrack_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(),
             KIND_SERVICE => "service",
             KIND_MASQUERADE => "masquerade",
             KIND_POLICY => "policy",
+            KIND_DIRECT => "direct",
             _ => "unknown",
         };
         let seen = [

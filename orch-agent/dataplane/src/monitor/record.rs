@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use orch_ebpf::{
     PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
-    conntrack::{KIND_MASQUERADE, KIND_SERVICE},
+    conntrack::{KIND_DIRECT, KIND_MASQUERADE, KIND_SERVICE},
     event::{DropReason, EVENT_DROP, EVENT_FLOW, Event},
     policy::{EGRESS, IDENTITY_HOST, IDENTITY_WORLD, INGRESS},
 };
@@ -78,7 +78,7 @@ pub struct Record {
     /// The backend that was chosen for a service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<Peer>,
-    /// Of a drop, why: [`DropReason::text`]. Of a flow, `service` or `masquerade`. Of a verdict, `policy`.
+    /// Of a drop, why: [`DropReason::text`]. Of a flow, `service`, `direct` or `masquerade`. Of a verdict, `policy`.
     pub reason: String,
     /// `ingress` or `egress`, for what a policy decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -253,6 +253,7 @@ pub fn describe(event: &Event, time: String, names: &impl Names) -> Option<Messa
         reason: match kind {
             Kind::Drop => drop_reason(event.reason),
             Kind::Flow if event.reason == u32::from(KIND_SERVICE) => "service".to_owned(),
+            Kind::Flow if event.reason == u32::from(KIND_DIRECT) => "direct".to_owned(),
             Kind::Flow if event.reason == u32::from(KIND_MASQUERADE) => "masquerade".to_owned(),
             Kind::Flow => format!("kind {}", event.reason),
             Kind::Verdict => "policy".to_owned(),

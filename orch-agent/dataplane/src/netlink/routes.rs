@@ -6,7 +6,7 @@ use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType},
 };
 use rtnetlink::RouteMessageBuilder;
 
@@ -56,7 +56,8 @@ impl Netlink {
         self.put_route(message, to.to_string()).await
     }
 
-    /// A route by way of a gateway, on the interface if one is given, else on the one on whose network it is.
+    /// A route by way of a gateway, on the interface if one is given, else on the one on whose network it is. `segment` is
+    /// the longest TCP segment that is asked of peers, where not what the interface's packets have room for.
     ///
     /// # Errors
     /// When the kernel refuses, as it does where the gateway is on no network of an interface.
@@ -65,9 +66,12 @@ impl Netlink {
         to: IpNet,
         gateway: IpAddr,
         index: Option<u32>,
+        segment: Option<u32>,
     ) -> Result<(), DataplaneError> {
         let mut message = route(to);
         message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+        let segment = segment.map(|bytes| RouteAttribute::Metrics(vec![RouteMetric::Advmss(bytes)]));
+        message.attributes.extend(segment);
         message.attributes.extend(index.map(RouteAttribute::Oif));
         self.put_route(message, format!("{to} via {gateway}")).await
     }

@@ -33,6 +33,7 @@ pub async fn connect(
 ) -> Result<(), DataplaneError> {
     let netlink = &shared.netlink;
     let mac = pod_mac(&attached.addresses);
+    let mtu = tunnel::pod_mtu(&shared.config, shared.uplinks().primary().mtu);
     netlink
         .add_veth(&VethPair {
             name: &attached.interface,
@@ -40,7 +41,7 @@ pub async fn connect(
             peer_namespace: namespace,
             peer_name: POD_INTERFACE,
             peer_mac: mac,
-            mtu: tunnel::pod_mtu(&shared.config, shared.uplinks().primary().mtu),
+            mtu,
         })
         .await?;
     let name = attached.interface.as_str();
@@ -69,7 +70,8 @@ pub async fn connect(
             .route_direct(IpNet::from(*address), interface.index, source)
             .await?;
     }
-    connect_inside(namespace, &attached.addresses).await?;
+    let room = shared.config.direct_return.then_some(mtu);
+    connect_inside(namespace, &attached.addresses, room).await?;
     shared
         .pods
         .lock()
@@ -78,8 +80,19 @@ pub async fn connect(
     set_host_ports(shared, pod, attached)
 }
 
-/// The pod's side.
-async fn connect_inside(namespace: &File, addresses: &[IpAddr]) -> Result<(), DataplaneError> {
+/// The longest TCP segment to a pod that fits into a packet which fits into another one of `mtu` bytes: both have a header
+/// of IP, and it has one of TCP without options.
+fn segment(mtu: u32, v6: bool) -> u32 {
+    let ip = if v6 { 40 } else { 20 };
+    mtu.saturating_sub(2 * ip + 20)
+}
+
+/// The pod's side. What clients send to it travels in packets of at most `carrier` bytes, where it travels in others.
+async fn connect_inside(
+    namespace: &File,
+    addresses: &[IpAddr],
+    carrier: Option<u32>,
+) -> Result<(), DataplaneError> {
     let has_ipv6 = addresses.iter().any(IpAddr::is_ipv6);
     let inside = Netlink::inside(namespace, move || {
         // Addresses are ours to give, and nobody else has them.
@@ -114,7 +127,8 @@ async fn connect_inside(namespace: &File, addresses: &[IpAddr]) -> Result<(), Da
         };
         inside.add_neighbour(eth0, gateway, NODE_MAC).await?;
         inside.route_direct(IpNet::from(gateway), eth0, None).await?;
-        inside.route_via(everywhere, gateway, Some(eth0)).await?;
+        let segment = carrier.map(|mtu| segment(mtu, address.is_ipv6()));
+        inside.route_via(everywhere, gateway, Some(eth0), segment).await?;
     }
     Ok(())
 }

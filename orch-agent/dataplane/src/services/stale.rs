@@ -6,7 +6,7 @@ use std::collections::{HashMap as StdHashMap, HashSet};
 use aya::maps::{HashMap, MapData};
 use orch_ebpf::{
     Address, PROTOCOL_UDP,
-    conntrack::{Conntrack, DIRECTION_REPLY, KIND_SERVICE, Tuple},
+    conntrack::{Conntrack, DIRECTION_REPLY, KIND_DIRECT, KIND_SERVICE, Tuple},
     service::{AFFINITY_MAP, Affinity, AffinityKey, ServiceKey},
 };
 
@@ -71,7 +71,7 @@ impl<A: Address> Stale<A> {
 
     /// Whether the flow is one to forget.
     fn names(&self, tuple: &Tuple<A>, entry: &Conntrack<A>) -> bool {
-        if tuple.protocol != PROTOCOL_UDP || entry.kind != KIND_SERVICE {
+        if tuple.protocol != PROTOCOL_UDP || !matches!(entry.kind, KIND_SERVICE | KIND_DIRECT) {
             return false;
         }
         let (address, port) = if entry.direction == DIRECTION_REPLY {
@@ -192,6 +192,13 @@ mod tests {
             };
             assert!(!stale.names(&tuple, &masquerade));
         }
+        // One that was sent on unchanged has no other direction.
+        let [(asked, entry), _] = flow(PROTOCOL_UDP, 5);
+        let direct = Conntrack {
+            kind: KIND_DIRECT,
+            ..entry
+        };
+        assert!(stale.names(&asked, &direct));
         for (tuple, entry) in flow(PROTOCOL_TCP, 5).into_iter().chain(flow(PROTOCOL_UDP, 7)) {
             assert!(!stale.names(&tuple, &entry), "{tuple:?}");
         }

@@ -228,6 +228,24 @@ impl Bench {
         assert_eq!(counted, counts, "{title}: counters");
     }
 
+    /// Runs the program over bytes that no [`Packet`] describes, and insists on each byte and counter.
+    pub fn insist(
+        &mut self,
+        title: &str,
+        at: At,
+        (sent, verdict, out): (&[u8], u32, &[u8]),
+        counts: &[Count],
+    ) {
+        let before = self.counters();
+        let (found, bytes) = self.run(at, sent);
+        let counted = self.counted(&before);
+        assert_eq!(found, verdict, "{title}: verdict; {counted:?}");
+        assert_eq!(bytes, out, "{title}: bytes; {counted:?}");
+        let mut counts: Vec<_> = counts.iter().map(|count| (*count, 1)).collect();
+        counts.sort_by_key(|(count, _)| count.index());
+        assert_eq!(counted, counts, "{title}: counters");
+    }
+
     /// Runs cases that have nothing to do with each other.
     pub fn check_each(&mut self, world: &World, cases: &[Case]) {
         for case in cases {

@@ -1,8 +1,11 @@
-//! Whatever comes in: a verdict, the same length, and no checksum made wrong.
+//! Whatever comes in: a verdict, the same length or one that says what happened, and no checksum made wrong.
 
 use std::{cell::RefCell, net::IpAddr};
 
-use orch_ebpf::{config::CONFIG_DROPS, config::CONFIG_FLOWS, policy::EGRESS};
+use orch_ebpf::{
+    config::{CONFIG_DROPS, CONFIG_DSR, CONFIG_FLOWS},
+    policy::EGRESS,
+};
 use proptest::prelude::*;
 
 use crate::{
@@ -10,9 +13,11 @@ use crate::{
     case::{At, DROP, PASS, REDIRECT, XDP_PASS, XDP_TX},
     packet::{
         DESTINATION_OPTIONS, ETHERNET, Extension, HOP_BY_HOP, IP_IN_IP, Message, Packet, SCTP, TCP, UDP,
-        error, fragments::split, packet, read::checks,
+        carried::carried, error, fragments::split, packet, read::checks,
     },
+    tunnel::tunnelled_with,
     world::{TUNNEL, UPLINK, WORLDS, World},
+    xdp::connected,
 };
 
 /// A bench with everything switched on.
@@ -54,7 +59,10 @@ fn holds(bench: &mut Bench, frame: &[u8]) -> Result<(), TestCaseError> {
     let before = checks(frame);
     for at in At::ALL {
         let (verdict, out) = bench.run(at, frame);
-        prop_assert_eq!(out.len(), frame.len(), "{:?}", at);
+        if out.len() != frame.len() {
+            direct(at, frame, verdict, &out)?;
+            continue;
+        }
         if at == At::Driver {
             prop_assert!(
                 [XDP_PASS, XDP_TX].contains(&verdict),
@@ -86,6 +94,44 @@ fn holds(bench: &mut Bench, frame: &[u8]) -> Result<(), TestCaseError> {
             after,
             out
         );
+    }
+    Ok(())
+}
+
+/// A frame that came out longer or shorter: put into another packet, taken out of one, or answered.
+fn direct(at: At, frame: &[u8], verdict: u32, out: &[u8]) -> Result<(), TestCaseError> {
+    let (header, told) = if frame[ETHERNET] >> 4 == 4 {
+        (20, ETHERNET + 576)
+    } else {
+        (40, ETHERNET + 1280)
+    };
+    let ingress = [At::FromUplink, At::FromTunnel, At::Driver].contains(&at);
+    prop_assert!(ingress, "{:?} changed a length", at);
+    // What is left of a packet that is dropped is nobody's business.
+    if verdict == DROP && at != At::Driver {
+        return Ok(());
+    }
+    let (before, after) = (checks(frame), checks(out));
+    if out.len() == frame.len() + header {
+        prop_assert_eq!(verdict, if at == At::Driver { XDP_TX } else { REDIRECT });
+        prop_assert_eq!(&out[ETHERNET + header..], &frame[ETHERNET..]);
+        prop_assert!(after.header != Some(false), "{:02x?}", out);
+    } else if out.len() + header == frame.len() {
+        prop_assert!([PASS, REDIRECT].contains(&verdict));
+        let inside = [&frame[..ETHERNET], &frame[ETHERNET + header..]].concat();
+        let before = checks(&inside);
+        prop_assert!(
+            after.as_right_as(&before),
+            "{:?} became {:?}: {:02x?}",
+            before,
+            after,
+            out
+        );
+    } else {
+        prop_assert_eq!(out.len(), told, "{:?}", at);
+        prop_assert_eq!(verdict, REDIRECT);
+        prop_assert_eq!((after.header != Some(false), after.layer4), (true, Some(true)));
+        prop_assert!(after.quoted == before.header, "{:02x?}", out);
     }
     Ok(())
 }
@@ -193,6 +239,81 @@ fn any_error() -> impl Strategy<Value = Packet> {
             })
     };
     prop::sample::select(WORLDS.to_vec()).prop_flat_map(of)
+}
+
+/// A bench of a node that sends on and unpacks, through a tunnel or not.
+fn direct_bench(tunnel: bool) -> RefCell<Bench> {
+    let flags = CONFIG_DROPS | CONFIG_FLOWS | CONFIG_DSR;
+    let mut bench = if tunnel {
+        tunnelled_with(flags)
+    } else {
+        connected()
+    };
+    if !tunnel {
+        bench.configure(|config| config.flags = flags);
+    }
+    RefCell::new(bench)
+}
+
+/// A frame from a client to a service, of any length; or whatever, inside another packet.
+fn any_direct() -> impl Strategy<Value = Vec<u8>> {
+    let of = |world: World| {
+        let to = prop::sample::select(vec![
+            (world.node, 30_081),
+            (world.balancer, 81),
+            (world.node, 30_080),
+        ]);
+        let asked = (any_packet_of(world), any::<u16>(), to, 0..1700_usize)
+            .prop_map(move |(packet, port, to, more)| {
+                let payload = [packet.payload.clone(), vec![7; more]].concat();
+                Packet { payload, ..packet }
+                    .between((world.client, port), to)
+                    .bytes()
+            })
+            .boxed();
+        let from = prop::sample::select(vec![world.neighbour, world.neighbour, world.client]);
+        let to = prop::sample::select(vec![world.pod, world.other, world.node, world.remote]);
+        let inside = prop_oneof![
+            any_packet_of(world).prop_map(|packet| packet.bytes()),
+            asked.clone(),
+        ];
+        let sent_on = (inside, from, to).prop_map(|(frame, from, to)| carried(&frame, from, to));
+        prop_oneof![asked, sent_on]
+    };
+    prop::sample::select(WORLDS.to_vec()).prop_flat_map(of)
+}
+
+#[test]
+fn nor_does_a_packet_that_is_sent_on() {
+    for tunnel in [false, true] {
+        let bench = direct_bench(tunnel);
+        proptest::test_runner::TestRunner::new(config(3000))
+            .run(&any_direct(), |frame| holds(&mut bench.borrow_mut(), &frame))
+            .unwrap();
+    }
+}
+
+#[test]
+fn nor_does_one_that_is_sent_on_broken() {
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
+    let all = (any_direct(), changes, any::<prop::sample::Index>(), any::<bool>());
+    for tunnel in [false, true] {
+        let bench = direct_bench(tunnel);
+        proptest::test_runner::TestRunner::new(config(3000))
+            .run(&all, |(mut frame, changes, cut, whole)| {
+                let shortest = ETHERNET + if frame[ETHERNET] >> 4 == 4 { 20 } else { 40 };
+                if !whole {
+                    frame.truncate(shortest + cut.index(frame.len() - shortest + 1));
+                }
+                // The first headers' ends are where it hurts.
+                for (at, value) in changes {
+                    let at = ETHERNET + at.index((frame.len() - ETHERNET).min(120));
+                    frame[at] = value;
+                }
+                holds(&mut bench.borrow_mut(), &frame)
+            })
+            .unwrap();
+    }
 }
 
 #[test]

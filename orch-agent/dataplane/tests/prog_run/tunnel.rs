@@ -17,8 +17,16 @@ use crate::{
 
 /// A bench whose remote pods are behind the tunnel, whose ends are of the other family for each.
 fn tunnelled() -> Bench {
+    tunnelled_with(0)
+}
+
+/// The same with these flags of the node's settings.
+pub fn tunnelled_with(flags: u32) -> Bench {
     let mut bench = Bench::new();
-    bench.configure(|config| config.tunnel_ifindex = TUNNEL);
+    bench.configure(|config| {
+        config.tunnel_ifindex = TUNNEL;
+        config.flags = flags;
+    });
     let [four, six] = &WORLDS;
     bench.route((24, four.remote), six.neighbour);
     bench.route((64, six.remote), four.neighbour);

@@ -22,7 +22,7 @@ use crate::{
 const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 11];
 
 /// A bench whose uplink knows its routes and neighbours.
-fn connected() -> Bench {
+pub fn connected() -> Bench {
     let bench = Bench::new();
     let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
     let [four, six] = &WORLDS;
@@ -52,7 +52,8 @@ fn connected() -> Bench {
     bench
 }
 
-fn macs(to: [u8; 6]) -> [u8; 12] {
+/// To a neighbour, from the uplink.
+pub fn macs(to: [u8; 6]) -> [u8; 12] {
     [to, UPLINK_MAC].concat().try_into().unwrap()
 }
 

@@ -1,5 +1,7 @@
 //! Packets that tests write and read byte by byte, of both families.
 
+#[path = "packet/carried.rs"]
+pub mod carried;
 #[path = "packet/fragments.rs"]
 pub mod fragments;
 #[path = "packet/neighbour.rs"]
@@ -7,7 +9,7 @@ pub mod neighbour;
 #[path = "packet/read.rs"]
 pub mod read;
 #[path = "packet/sums.rs"]
-mod sums;
+pub mod sums;
 
 use std::net::IpAddr;
 

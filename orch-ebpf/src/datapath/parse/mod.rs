@@ -76,6 +76,17 @@ impl<A: Family> Parsed<A> {
             && (self.tuple.protocol != PROTOCOL_TCP
                 || self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN)
     }
+
+    /// Whether this packet may be the first of a flow that is seen here, where that asks for no more than to send it to
+    /// the backend that its hash names: a TCP segment in the middle of a connection, too, finds its socket there, or is
+    /// refused by it. Then a node can take the place of one that has gone, or that has forgotten.
+    #[inline(always)]
+    pub fn joins(&self) -> bool {
+        self.opens()
+            || (self.tuple.protocol == PROTOCOL_TCP
+                && self.ports == Ports::Both
+                && self.tcp_flags & TCP_RST == 0)
+    }
 }
 
 /// What a layer 4 header says.

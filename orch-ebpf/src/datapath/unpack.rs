@@ -1,0 +1,118 @@
+//! Direct server return, where the backend is: a packet that another node has sent on (see [`super::carry`]) is taken out
+//! of the one that carried it, and goes to the backend that the other node chose for it.
+//!
+//! What cannot be sent to a backend is dropped: it was sent to another node's address, and the network stack would send
+//! it back there.
+
+use aya_ebpf::{
+    bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    programs::TcContext,
+};
+
+use super::{
+    events,
+    family::{Family, endpoint, node_kind},
+    maps::Scratch,
+    nat,
+    parse::{Bytes as _, ETHERNET, Parsed},
+    service::{self, Client},
+    skb::{self, failed},
+};
+use crate::{
+    config::{CONFIG_DSR, Config, NODE_LOCAL, NODE_REMOTE},
+    conntrack::{KIND_SERVICE, Tuple},
+    event::{DropReason, EVENT_FLOW, Path},
+    service::SCOPE_EXTERNAL,
+};
+
+/// How the packet of this run came, in scratch memory.
+///
+/// The verifier knows nothing of what is there: so it follows what comes after once, and not once for each way.
+#[derive(Clone, Copy)]
+pub struct Arrival<A>(*mut Scratch<A>);
+
+impl<A: Family> Arrival<A> {
+    /// Where the packet was sent that carried this one here; [`crate::Address::ANY`] if it came by itself.
+    #[inline(always)]
+    pub fn carrier(&self) -> &'static A {
+        // SAFETY: the slot is this CPU's own for the run, and the carrier is written before any other use.
+        unsafe { &(*self.0).carrier }
+    }
+
+    /// What the packet becomes whose flow [`open`] has opened.
+    #[inline(always)]
+    pub fn opened(&self) -> &'static Tuple<A> {
+        // SAFETY: the slot is this CPU's own for the run, and nothing is opened after.
+        unsafe { &(*self.0).becomes }
+    }
+}
+
+/// Takes the packet out of another one, if it came in one.
+///
+/// # Errors
+/// Why the packet inside cannot be read.
+#[inline(always)]
+pub fn unpack<A: Family>(
+    ctx: &TcContext,
+    config: &Config,
+    parsed: &mut Parsed<A>,
+) -> Result<Arrival<A>, DropReason> {
+    let scratch = A::scratch().get_ptr_mut(0).ok_or(DropReason::Malformed)?;
+    // SAFETY: the slot is this CPU's own for the run.
+    let carrier = unsafe { &mut (*scratch).carrier };
+    *carrier = A::ANY;
+    if parsed.tuple.protocol == A::IN_IP && config.flags & CONFIG_DSR != 0 {
+        take_out(ctx, parsed, carrier)?;
+    }
+    Ok(Arrival(scratch))
+}
+
+/// Whatever no node has sent to a pod or to this node is somebody's own and stays as it is.
+#[inline(never)]
+fn take_out<A: Family>(ctx: &TcContext, parsed: &mut Parsed<A>, carrier: &mut A) -> Result<(), DropReason> {
+    let outer = &parsed.tuple;
+    let plain = parsed.layer4 == ETHERNET + A::HEADER && !parsed.first_fragment && !parsed.later_fragment;
+    if !plain
+        || node_kind(outer.source) != NODE_REMOTE
+        || (node_kind(outer.destination) != NODE_LOCAL && endpoint(outer.destination).is_none())
+    {
+        return Ok(());
+    }
+    if parsed.end < ETHERNET + 2 * A::HEADER {
+        return Err(DropReason::Malformed);
+    }
+    *carrier = outer.destination;
+    events::count(Path::Unpacked, ctx.length());
+    let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+    ctx.adjust_room(-(A::HEADER as i32), BPF_ADJ_ROOM_MAC, flags)
+        .map_err(failed)?;
+    skb::read(ctx, parsed)
+}
+
+/// Opens the flow of a packet that was sent on to `carrier`; [`Arrival::opened`] says what it
+/// becomes then.
+///
+/// Nodes do not change their tables at the same instant, and session affinity knows no hash: so it is the other node's
+/// choice that counts, as long as the backend is one of the service's. If it is not any more, the packet goes where this
+/// node's table says, translated if that is elsewhere. It is never sent on a second time.
+///
+/// # Errors
+/// When the packet is for no service, its source may not use it, or the flow cannot be remembered.
+#[inline(never)]
+pub fn open<A: Family>(config: &Config, parsed: &Parsed<A>, carrier: &A) -> Result<(), DropReason> {
+    let tuple = &parsed.tuple;
+    if !parsed.joins() {
+        return Err(DropReason::Misdirected);
+    }
+    let service = service::find_anywhere(tuple).ok_or(DropReason::Misdirected)?;
+    service::admit(service, tuple.source)?;
+    let hash = service::hash(tuple);
+    let choice = match service::at_address(service, carrier, hash) {
+        Some(choice) => choice,
+        None => service::choose(service, &Client::Address(tuple.source), hash)?,
+    };
+    let becomes = nat::towards(tuple, &choice).ok_or(DropReason::ConntrackFull)?;
+    nat::open_service(config, parsed, &choice, becomes, SCOPE_EXTERNAL)?;
+    events::flow(tuple, becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
+    Ok(())
+}
