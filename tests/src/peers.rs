@@ -126,7 +126,10 @@ pub fn outside(protocol: &str, address: SocketAddr) -> Result<Answer> {
     outside_sized(protocol, address, 1)
 }
 
-/// Asks once from the machine; a datagram has so many bytes.
+/// Bytes of a datagram that fits through every tunnel.
+const SMALL: usize = 1400;
+
+/// Asks once from the machine; a datagram has so many bytes, and where these may be too many it is sent once more.
 ///
 /// # Errors
 /// When there is no answer.
@@ -148,8 +151,12 @@ pub fn outside_sized(protocol: &str, address: SocketAddr, size: usize) -> Result
         socket.send(&vec![b'x'; size]).context("failed to send")?;
         socket.recv(&mut buffer).context("no datagram")
     };
-    // The first one may be answered with what fits, of which the socket says nothing: it cuts the next.
-    let length = exchange().or_else(|_| exchange())?;
+    let length = if size > SMALL {
+        // The first may be answered with what fits, of which the socket says nothing: it cuts the next.
+        exchange().or_else(|_| exchange())?
+    } else {
+        exchange()?
+    };
     parse(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).trim())
 }
 
