@@ -118,7 +118,20 @@ pub fn list(folder: &Path, prefix: &str) -> Result<Vec<String>, DataplaneError> 
     Ok(names)
 }
 
-/// Removes a pin, and with it the attachment.
+/// Removes a pin, and the attachment before it returns: by itself the kernel takes a while to let go of what is no longer
+/// pinned, and an interface would refuse another program until then.
+///
+/// # Errors
+/// When the pin exists and cannot be removed.
+pub fn detach(pin: &Path) -> Result<(), DataplaneError> {
+    if let Ok(link) = sys::open_pinned(pin) {
+        // What cannot be detached goes with its pin.
+        let _ = sys::link_detach(link.as_fd());
+    }
+    remove(pin)
+}
+
+/// Removes a pin, and with it the attachment, a while later.
 ///
 /// # Errors
 /// When it exists and cannot be removed.

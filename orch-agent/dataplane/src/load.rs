@@ -209,7 +209,7 @@ impl Programs {
         for prefix in ["uplink_", "xdp_"] {
             for name in links::list(&folder, prefix)? {
                 if !keep.contains(&name) {
-                    links::remove(&folder.join(name))?;
+                    links::detach(&folder.join(name))?;
                 }
             }
         }
@@ -234,7 +234,7 @@ impl Programs {
         // An interface runs one program in one mode.
         for other in links::list(folder, "xdp_")? {
             if other != pin && other.ends_with(&format!("_{name}")) {
-                links::remove(&folder.join(other))?;
+                links::detach(&folder.join(other))?;
             }
         }
         match links::attach(

@@ -24,6 +24,7 @@ const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// Where a program can be attached, with the kernel's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +165,14 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         ..LinkUpdate::default()
     };
     bpf(BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Ends the link's attachment at once, whoever holds the link.
+///
+/// # Errors
+/// When links of this kind cannot be detached.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &mut number(link)).map(drop)
 }
 
 /// Gives a BPF object a name on a BPF file system, where it outlives the process.
