@@ -175,7 +175,8 @@ impl Bench<'_> {
         let (more, later) = self.count.now();
         let (runs, arrived) = ((more - runs) as f64, (self.arrived() - before) as f64);
         assert!(
-            !balances || (runs * 0.99..=runs * 1.01).contains(&arrived),
+            // Announcements of addresses arrive as well.
+            !balances || (runs * 0.99..=runs * 1.2).contains(&arrived),
             "of {runs} frames {arrived} were sent on"
         );
         (later - time) as f64 / runs

@@ -47,6 +47,9 @@ const TELL_AFTER: [Duration; 3] = [
 const TELL_EVERY: Duration = Duration::from_secs(3);
 /// How many announcements may be sent at once; the others follow with the next tick.
 const TELL_AT_ONCE: usize = 250;
+/// How many of these may be of what the network was told before: a segment with thousands of addresses is told less often,
+/// and nobody waits behind what is only said again.
+const TELL_AGAIN_AT_ONCE: usize = 25;
 
 /// What is to be announced, and by whom it may be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -195,17 +198,16 @@ impl Announcer {
 
     fn tell(&mut self, held: &BTreeMap<IpAddr, Announced>, now: Instant) {
         self.to_tell.retain(|address, _| held.contains_key(address));
-        let mut sent = 0;
-        for (address, place) in held {
-            let (when, time) = self
-                .to_tell
-                .entry(*address)
-                .or_insert((now + TELL_EVERY, TELL_AFTER.len()));
-            if *when > now || sent == TELL_AT_ONCE {
+        for address in held.keys() {
+            let again = (now + TELL_EVERY, TELL_AFTER.len());
+            self.to_tell.entry(*address).or_insert(again);
+        }
+        for address in due(&self.to_tell, now) {
+            let (Some(place), Some((when, time))) = (held.get(&address), self.to_tell.get_mut(&address))
+            else {
                 continue;
-            }
-            sent += 1;
-            let frame = frames::announcement(*address, place.mac);
+            };
+            let frame = frames::announcement(address, place.mac);
             if let Err(error) = sys::packet::send_frame(place.ifindex, &frame) {
                 tracing::warn!(%error, %address, "the network could not be told of an address");
             }
@@ -243,6 +245,19 @@ impl Announcer {
     }
 }
 
+/// The addresses to tell of now: those that have come here first, then those that have waited for longest.
+fn due(to_tell: &BTreeMap<IpAddr, (Instant, usize)>, now: Instant) -> Vec<IpAddr> {
+    let mut due: Vec<_> = to_tell
+        .iter()
+        .filter(|(_, (when, _))| *when <= now)
+        .map(|(address, (when, time))| (*time >= TELL_AFTER.len(), *when, *address))
+        .collect();
+    due.sort_unstable();
+    let first = due.partition_point(|(again, ..)| !again);
+    due.truncate(TELL_AT_ONCE.min(first + TELL_AGAIN_AT_ONCE));
+    due.into_iter().map(|(.., address)| address).collect()
+}
+
 fn read_family<A: MapAddress>(
     maps: &FamilyMaps<A>,
     all: &mut BTreeMap<IpAddr, Announced>,
@@ -272,5 +287,44 @@ fn remove<A: MapAddress>(maps: &mut FamilyMaps<A>, address: Option<A>) -> Result
     match address {
         Some(address) => gone_or(maps.announced.remove(&address)).map_err(failed(ANNOUNCED_MAP)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(number: u32) -> IpAddr {
+        std::net::Ipv4Addr::from_bits(number).into()
+    }
+
+    #[test]
+    fn what_is_new_goes_first_and_nobody_waits_for_ever() {
+        let start = Instant::now();
+        let mut to_tell: BTreeMap<_, _> = (0..1000)
+            .map(|number| (address(number), (start, TELL_AFTER.len())))
+            .collect();
+        to_tell.insert(address(5000), (start, 0));
+        to_tell.insert(address(5001), (start + TELL_EVERY, 1));
+        let mut told = BTreeSet::new();
+        for tick in 0..40 {
+            let now = start + ASK_EVERY * tick;
+            let due = due(&to_tell, now);
+            assert_eq!(due.contains(&address(5000)), tick == 0);
+            assert!(due.len() <= TELL_AGAIN_AT_ONCE + 2);
+            for address in due {
+                to_tell.insert(address, (now + TELL_EVERY, TELL_AFTER.len()));
+                told.insert(address);
+            }
+        }
+        // Forty ticks are enough for all of them, if each has its turn before another has its second.
+        assert_eq!(told.len(), 40 * TELL_AGAIN_AT_ONCE + 2);
+    }
+
+    #[test]
+    fn many_that_come_at_once_are_told_in_turns() {
+        let start = Instant::now();
+        let to_tell: BTreeMap<_, _> = (0..1000).map(|number| (address(number), (start, 0))).collect();
+        assert_eq!(due(&to_tell, start).len(), TELL_AT_ONCE);
     }
 }
