@@ -163,8 +163,9 @@ fn place(name: &str, plan: &Plan, second: Second) -> Place {
         ));
     }
     node.ip(&format!("route add default via {}", plan.client));
-    outside.ip(&format!("addr add {} dev lo", IpNet::from(plan.remote_pod)));
-    outside.ip(&format!("addr add {} dev lo", IpNet::from(plan.far)));
+    for address in [plan.remote_pod, plan.far] {
+        outside.ip(&format!("addr add {} dev lo{nodad}", IpNet::from(address)));
+    }
     outside.ip(&format!("route add {} via {}", plan.pods, plan.node));
     let id = std::process::id();
     let unified = PathBuf::from("/sys/fs/cgroup/unified");
