@@ -187,10 +187,18 @@ async fn until_services(root: &std::path::Path, rows: usize) {
     until_rows(root, inspect::View::Services, rows).await;
 }
 
-async fn until_rows(root: &std::path::Path, view: inspect::View, rows: usize) {
+fn rows(root: &std::path::Path, view: inspect::View) -> usize {
+    inspect::read(root, view)
+        .unwrap()
+        .json()
+        .as_array()
+        .unwrap()
+        .len()
+}
+
+async fn until_rows(root: &std::path::Path, view: inspect::View, wanted: usize) {
     for _ in 0..200 {
-        let table = inspect::read(root, view).unwrap().json();
-        if table.as_array().unwrap().len() == rows {
+        if rows(root, view) == wanted {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -551,6 +559,27 @@ async fn scenario(place: &Place, plan: &Plan) {
     }
 
     let dataplane = restart(place, plan, &mut fake, dataplane, [a, b]).await;
+
+    // One that comes gets its part of the sockets that send to the service, and nobody else gets any.
+    let known = rows(root, inspect::View::Sockets);
+    let asking = pod_a.asking(cgroup, &format!("udp-held {} 1", at(service, 53)));
+    while rows(root, inspect::View::Sockets) < known + support::HELD {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    fake.slice(slice(
+        "dns",
+        "UDP",
+        5353,
+        &[(a, "n1"), (b, "n1"), (remote_pod, "n2")],
+    ));
+    while !asking.is_finished() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let said = asking.join().unwrap();
+    let [stay, newcomer, others] = said.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{said}")
+    };
+    assert!(stay != "0" && newcomer != "0" && others == "0", "{said}");
 
     // A backend that goes gets no new connection, and its pod is told when.
     fake.slice(slice("http", "TCP", 8080, &[(b, "n1")]));
