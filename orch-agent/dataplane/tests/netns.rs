@@ -1,6 +1,8 @@
 //! A node in a namespace, two pods, a second node and a client outside: real packets through the real programs.
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+#[path = "netns/own.rs"]
+mod own;
 #[expect(dead_code, reason = "other tests use the rest")]
 mod support;
 
@@ -13,8 +15,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use orch_dataplane::{Dataplane, DataplaneConfig, HostPort, PodAttachment, Tunnel, XdpMode, inspect};
-use orch_ebpf::PROTOCOL_TCP;
+use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, inspect};
 use serde_json::json;
 use support::{Fake, Namespace, run};
 
@@ -186,10 +187,18 @@ async fn until_services(root: &std::path::Path, rows: usize) {
     until_rows(root, inspect::View::Services, rows).await;
 }
 
-async fn until_rows(root: &std::path::Path, view: inspect::View, rows: usize) {
+fn rows(root: &std::path::Path, view: inspect::View) -> usize {
+    inspect::read(root, view)
+        .unwrap()
+        .json()
+        .as_array()
+        .unwrap()
+        .len()
+}
+
+async fn until_rows(root: &std::path::Path, view: inspect::View, wanted: usize) {
     for _ in 0..200 {
-        let table = inspect::read(root, view).unwrap().json();
-        if table.as_array().unwrap().len() == rows {
+        if rows(root, view) == wanted {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -400,8 +409,8 @@ async fn scenario(place: &Place, plan: &Plan) {
         pod_a.ask(cgroup, &format!("tcp {} 1", at(loopback, 30080))),
         "error ConnectionRefused"
     );
-    port_on_loopback(place, &dataplane, loopback, node_ip).await;
-    source_ranges(place, plan, &mut fake, [a, b]).await;
+    own::port_on_loopback(place, &dataplane, loopback, node_ip).await;
+    own::source_ranges(place, plan, &mut fake, [a, b]).await;
     assert_eq!(
         pod_a.ask(cgroup, &format!("tcp {} 1", at(service, 82))),
         "error ConnectionRefused",
@@ -436,6 +445,29 @@ async fn scenario(place: &Place, plan: &Plan) {
         format!("OUT {a} peer {}", at(service, 81))
     );
 
+    // And of the node, whose stack sends what it has no route for to the uplink.
+    place
+        .node
+        .ip(&format!("route add {} via {outside}", plan.services));
+    assert_eq!(
+        set(&place.node.ask(None, &format!("tcp {} 40", at(service, 80)))),
+        [
+            format!("A {node_ip} peer {}", at(service, 80)),
+            format!("B {node_ip} peer {}", at(service, 80))
+        ]
+    );
+    assert_eq!(
+        set(&place.node.ask(None, &format!("udp-big {} 40", at(service, 53)))),
+        [
+            format!("A {node_ip} 5000 from {}", at(service, 53)),
+            format!("B {node_ip} 5000 from {}", at(service, 53))
+        ]
+    );
+    assert_eq!(
+        place.node.ask(None, &format!("tcp {} 1", at(service, 81))),
+        format!("OUT {node_ip} peer {}", at(service, 81))
+    );
+
     // NodePorts from outside: the source is kept for local backends, and is the node's for remote ones.
     assert_eq!(
         set(&place.outside.ask(None, &format!("tcp {} 40", at(node_ip, 30080)))),
@@ -467,7 +499,10 @@ async fn scenario(place: &Place, plan: &Plan) {
     );
 
     // Masquerade to the outside, TCP, UDP and ICMP.
-    place.outside.ip(&format!("addr add {} dev lo", IpNet::from(far)));
+    let nodad = if far.is_ipv6() { " nodad" } else { "" };
+    place
+        .outside
+        .ip(&format!("addr add {} dev lo{nodad}", IpNet::from(far)));
     place
         .node
         .ip(&format!("route add {} via {outside}", plan.far_net));
@@ -525,6 +560,27 @@ async fn scenario(place: &Place, plan: &Plan) {
 
     let dataplane = restart(place, plan, &mut fake, dataplane, [a, b]).await;
 
+    // One that comes gets its part of the sockets that send to the service, and nobody else gets any.
+    let known = rows(root, inspect::View::Sockets);
+    let asking = pod_a.asking(cgroup, &format!("udp-held {} 1", at(service, 53)));
+    while rows(root, inspect::View::Sockets) < known + support::HELD {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    fake.slice(slice(
+        "dns",
+        "UDP",
+        5353,
+        &[(a, "n1"), (b, "n1"), (remote_pod, "n2")],
+    ));
+    while !asking.is_finished() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let said = asking.join().unwrap();
+    let [stay, newcomer, others] = said.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{said}")
+    };
+    assert!(stay != "0" && newcomer != "0" && others == "0", "{said}");
+
     // A backend that goes gets no new connection, and its pod is told when.
     fake.slice(slice("http", "TCP", 8080, &[(b, "n1")]));
     fake.slice(slice("dns", "UDP", 5353, &[(b, "n1")]));
@@ -566,65 +622,6 @@ async fn scenario(place: &Place, plan: &Plan) {
         if row["verdict"] == "dropped" && !expected.contains(&row["what"].as_str().unwrap()) {
             assert_eq!(row["count"], 0, "{row}");
         }
-    }
-}
-
-/// A host port that a pod has on the node's loopback address: the other pods' are their own.
-async fn port_on_loopback(place: &Place, dataplane: &Dataplane, loopback: IpAddr, node_ip: IpAddr) {
-    let mut pod = attachment(place, 0);
-    pod.host_ports = vec![HostPort {
-        host_ip: Some(loopback),
-        host_port: 18_101,
-        container_port: 8080,
-        protocol: PROTOCOL_TCP,
-    }];
-    dataplane.attach_pod(&pod).await.unwrap();
-    let cgroup = Some(place.config.cgroup_path.as_path());
-    let words = format!("tcp {} 1", at(loopback, 18_101));
-    assert_eq!(
-        place.node.ask(cgroup, &words),
-        format!("A {node_ip} peer {}", at(loopback, 18_101))
-    );
-    assert_eq!(place.pods[1].ask(cgroup, &words), "error ConnectionRefused");
-    dataplane.attach_pod(&attachment(place, 0)).await.unwrap();
-}
-
-/// A load balancer's address that few may use, of which the node may be one and a pod another.
-async fn source_ranges(place: &Place, plan: &Plan, fake: &mut Fake, [a, b]: [IpAddr; 2]) {
-    let Plan {
-        node: node_ip,
-        balancer,
-        balanced,
-        ..
-    } = *plan;
-    let cgroup = Some(place.config.cgroup_path.as_path());
-    let object = |ranges: &[IpNet]| {
-        json!({
-            "metadata": {"name": "balanced"},
-            "spec": {"type": "LoadBalancer", "clusterIP": balanced, "clusterIPs": [balanced],
-                "ports": [{"name": "http", "port": 80}], "loadBalancerSourceRanges": ranges},
-            "status": {"loadBalancer": {"ingress": [{"ip": balancer}]}},
-        })
-    };
-    let mut slice = slice("http", "TCP", 8080, &[(b, "n1")]);
-    slice["metadata"] =
-        json!({"name": "balanced-http", "labels": {"kubernetes.io/service-name": "balanced"}});
-    fake.slice(slice);
-    let words = format!("tcp {} 1", at(balancer, 80));
-    let root = &place.config.bpf_root;
-    for (ranges, node, pod) in [
-        ([IpNet::from(node_ip)], true, false),
-        ([IpNet::from(a)], false, true),
-    ] {
-        fake.service(object(&ranges));
-        until_services(root, 15).await;
-        let reached = |who: IpAddr| format!("B {who} peer {}", at(balancer, 80));
-        let from_node = place.node.ask(cgroup, &words);
-        let from_pod = place.pods[0].ask(cgroup, &words);
-        assert_eq!(from_node == reached(node_ip), node, "{ranges:?} {from_node}");
-        assert_eq!(from_pod == reached(a), pod, "{ranges:?} {from_pod}");
-        fake.remove_service(object(&ranges));
-        until_services(root, 12).await;
     }
 }
 

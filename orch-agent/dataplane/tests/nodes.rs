@@ -51,6 +51,14 @@ fn conversations(one: &Node, two: &Node, tunnel: bool) {
             format!("TWO {a} peer {}", at(service, 80)),
             "service"
         );
+        if tunnel {
+            // Past the socket hooks, by the default route.
+            assert_eq!(
+                tcp(&one.namespace, at(service, 80)),
+                format!("TWO {m} peer {}", at(service, 80)),
+                "the node itself"
+            );
+        }
         let from_outside = two.namespace.ask(None, &format!("tcp {} 1", at(m, 30080)));
         assert_eq!(
             from_outside,

@@ -136,6 +136,8 @@ fn place(name: &str, plan: &Plan, second: Second) -> Place {
             ));
         }
     }
+    // An address on its way out, as privacy extensions leave them, is nobody's source; the kernel names the newest first.
+    let spare = plan.public.to_string().replace("11", "99");
     // Who answers for any of its addresses on any interface would hide what leaves by the wrong one.
     run(
         "nsenter",
@@ -162,9 +164,14 @@ fn place(name: &str, plan: &Plan, second: Second) -> Place {
             plan.public_link.prefix_len()
         ));
     }
+    node.ip(&format!(
+        "addr add {spare}/{} dev {device} preferred_lft 0{nodad}",
+        plan.public_link.prefix_len()
+    ));
     node.ip(&format!("route add default via {}", plan.client));
-    outside.ip(&format!("addr add {} dev lo", IpNet::from(plan.remote_pod)));
-    outside.ip(&format!("addr add {} dev lo", IpNet::from(plan.far)));
+    for address in [plan.remote_pod, plan.far] {
+        outside.ip(&format!("addr add {} dev lo{nodad}", IpNet::from(address)));
+    }
     outside.ip(&format!("route add {} via {}", plan.pods, plan.node));
     let id = std::process::id();
     let unified = PathBuf::from("/sys/fs/cgroup/unified");

@@ -31,7 +31,7 @@ const BOUNDS: &[(&str, u32)] = &[
     ("pod_ingress", 160_000),
     ("pod_egress", 20_000),
     ("uplink_ingress", 300_000),
-    ("uplink_egress", 110_000),
+    ("uplink_egress", 180_000),
     ("tunnel_ingress", 300_000),
     ("tunnel_egress", 90_000),
     ("uplink_xdp", 100_000),

@@ -2,8 +2,8 @@
 //!
 //! Every step is generic over the [`family::Family`] of addresses. `parse`, `conntrack`, `service`, `nat` and `policy`
 //! know tuples and maps but no kind of program, and `routes` asks the kernel's; `skb` is what tc can do to a packet and
-//! `xdp` what XDP can; `pod`, `uplink` and `tunnel` are the paths, `carry` and `unpack` both ends of a shorter one between
-//! nodes; `socket` stands apart, at the system calls.
+//! `xdp` what XDP can; `pod`, `uplink`, `own` and `tunnel` are the paths, `carry` and `unpack` both ends of a shorter one
+//! between nodes; `socket` stands apart, at the system calls.
 
 pub mod announce;
 pub mod bandwidth;
@@ -15,6 +15,7 @@ pub mod events;
 pub mod family;
 pub mod maps;
 pub mod nat;
+pub mod own;
 pub mod parse;
 pub mod pod;
 pub mod policy;

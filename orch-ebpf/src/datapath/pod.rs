@@ -7,7 +7,7 @@ use aya_ebpf::{
 
 use super::{
     bandwidth, conntrack, events,
-    family::{Family, endpoint, in_cluster, in_services, word},
+    family::{Family, endpoint, in_cluster, in_services, node_kind, word},
     nat,
     parse::{Bytes as _, ETHER_TYPE, Parsed, Ports},
     policy,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Address4, Address6, PROTOCOL_ICMPV6,
-    config::Config,
+    config::{Config, NODE_LOCAL},
     conntrack::{Conntrack, KIND_MASQUERADE, KIND_SERVICE},
     endpoint::{Endpoint, LIMITED_EGRESS, LIMITED_INGRESS},
     event::{DropReason, EVENT_FLOW},
@@ -145,8 +145,9 @@ fn follow<A: Family>(
     let redirected =
         !becomes.destination.same(tuple.destination) || becomes.destination_port != tuple.destination_port;
     // What changes only the source on its way out is rewritten when it leaves by the uplink: the stack refuses its
-    // own address as the source of a packet that comes in.
-    if known.kind == KIND_SERVICE && (redirected || to.is_some()) {
+    // own address as the source of a packet that comes in. Not so a ClusterIP, whose client the node is.
+    let to_node = node_kind(becomes.destination) == NODE_LOCAL && node_kind(becomes.source) != NODE_LOCAL;
+    if known.kind == KIND_SERVICE && (redirected || to.is_some() || to_node) {
         return skb::rewrite(ctx, parsed, becomes);
     }
     Ok(())

@@ -325,15 +325,32 @@ pub fn to_pod<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, endpoint: &Endpoin
     {
         return refuse(ctx, reason, &parsed.tuple);
     }
-    let [d0, d1, d2, d3, d4, d5] = endpoint.pod_mac;
-    let [s0, s1, s2, s3, s4, s5] = endpoint.node_mac;
-    let macs: [u8; 12] = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5];
-    if ctx.store(0, &macs, 0).is_err() {
-        return refuse(ctx, DropReason::RewriteFailed, &parsed.tuple);
+    if let Err(reason) = address_to(ctx, endpoint) {
+        return refuse(ctx, reason, &parsed.tuple);
     }
     events::count(Path::ToPod, ctx.length());
     // SAFETY: the helper takes integers only.
     unsafe { bpf_redirect_peer(endpoint.ifindex, 0) as i32 }
+}
+
+/// Sends the packet, which is on its way out, through the node's side of a local pod's veth pair, where the program
+/// judges it as what the stack sends to the pod.
+#[inline(always)]
+pub fn through<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, endpoint: &Endpoint) -> i32 {
+    if let Err(reason) = address_to(ctx, endpoint) {
+        return refuse(ctx, reason, &parsed.tuple);
+    }
+    // SAFETY: the helper takes integers only.
+    unsafe { bpf_redirect(endpoint.ifindex, 0) as i32 }
+}
+
+/// Writes the hardware addresses with which a packet comes to a pod.
+#[inline(always)]
+fn address_to(ctx: &TcContext, endpoint: &Endpoint) -> Result<(), DropReason> {
+    let [d0, d1, d2, d3, d4, d5] = endpoint.pod_mac;
+    let [s0, s1, s2, s3, s4, s5] = endpoint.node_mac;
+    let macs: [u8; 12] = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5];
+    ctx.store(0, &macs, 0).map_err(failed)
 }
 
 /// Takes one from the packet's time to live.

@@ -29,6 +29,8 @@ const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 /// `ECONNREFUSED` of Linux on every architecture that orch runs on.
 const ECONNREFUSED: i32 = 111;
+/// Turns of [`spread`] at most.
+const MOST_JUMPS: u32 = 32;
 /// The third word of an IPv4 address in IPv6 form (RFC 4291 section 2.5.5.2), as it stands in memory.
 const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
@@ -309,12 +311,24 @@ fn refuse<A: Family>(reason: DropReason, asked: &Asked<A>) -> i32 {
     DENY
 }
 
-/// The same number for the same socket and pool, spread evenly over sockets.
+/// A slot for the socket, spread evenly over sockets, by jump consistent hashing (Lamping and Veach, "A Fast, Minimal
+/// Memory, Consistent Hash Algorithm", 2014): the same while the number of slots is, and where one is added only as many
+/// sockets move as come to have their place there. Slots keep their backends, as far as these stay.
 #[inline(always)]
 fn spread(cookie: [u32; 2], service: &Service) -> u32 {
     let cookie = u64::from(cookie[1]) << 32 | u64::from(cookie[0]);
-    let mixed = (cookie ^ (u64::from(service.pool) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 32) as u32
+    let mut key = (cookie ^ (u64::from(service.pool) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let (mut slot, mut next) = (0, 0);
+    // About as many turns as the natural logarithm of the slots.
+    for _ in 0..MOST_JUMPS {
+        if next >= u64::from(service.count) {
+            break;
+        }
+        slot = next;
+        key = key.wrapping_mul(0x27bb_2ee6_87b0_b0fd).wrapping_add(1);
+        next = ((slot + 1) << 31) / ((key >> 33) + 1);
+    }
+    slot as u32
 }
 
 #[inline(always)]

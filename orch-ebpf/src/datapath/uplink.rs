@@ -5,7 +5,7 @@ use aya_ebpf::programs::TcContext;
 use super::{
     announce, carry, conntrack, events,
     family::{Family, endpoint, in_cluster, node_kind},
-    nat,
+    nat, own,
     parse::{Bytes as _, ETHER_TYPE, ETHERNET, Parsed, v6::ROUTING},
     pod, policy, service,
     skb::{self, Addresses},
@@ -208,8 +208,14 @@ pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool)
         Err(reason) => return skb::refuse_unread(ctx, reason),
     };
     let tuple = &parsed.tuple;
+    let is_own = masquerade && own::asks(config, tuple);
     let becomes = if let Some(known) = conntrack::find(parsed) {
         &known.becomes
+    } else if is_own {
+        match own::open(config, parsed) {
+            Ok(becomes) => becomes,
+            Err(reason) => return skb::refuse(ctx, reason, tuple),
+        }
     } else if masquerade && begins(parsed) && leaves_cluster(config, tuple) {
         match nat::open_masquerade(config, parsed, skb::ifindex(ctx)) {
             Ok(becomes) => {
@@ -227,12 +233,14 @@ pub fn to_outside<A: Family>(ctx: &TcContext, config: &Config, masquerade: bool)
         becomes.destination.same(tuple.destination) && becomes.destination_port == tuple.destination_port;
     // A backend in the node's network may differ from its service in the port only.
     let same_source = becomes.source.same(tuple.source) && becomes.source_port == tuple.source_port;
-    // A new destination would leave by the wrong way.
-    if same_destination
-        && !same_source
+    // A new destination would leave by the wrong way, unless it is sent by another.
+    if (is_own || same_destination && !same_source)
         && let Err(reason) = skb::rewrite(ctx, parsed, becomes)
     {
         return skb::refuse(ctx, reason, &parsed.tuple);
+    }
+    if is_own {
+        return own::send(ctx, config, parsed);
     }
     skb::pass(ctx)
 }

@@ -319,12 +319,12 @@ impl Netlink {
     }
 
     /// Every address of every interface: the interface's index and the address with its network's length. Addresses
-    /// that another machine turned out to have are left out.
+    /// that another machine turned out to have are left out, those that are no source for what is new come last.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, DataplaneError> {
-        let messages: Vec<_> = self
+        let mut messages: Vec<_> = self
             .handle
             .address()
             .get()
@@ -332,6 +332,7 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(failed("list addresses"))?;
+        messages.sort_by_key(is_passing);
         Ok(messages
             .iter()
             .filter(|message| !is_duplicate(message))
@@ -413,7 +414,18 @@ fn own_address(message: &AddressMessage) -> Option<IpNet> {
 }
 
 fn is_duplicate(message: &AddressMessage) -> bool {
-    message.attributes.iter().any(|attribute| {
-        matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Dadfailed))
-    })
+    has_any(message, AddressFlags::Dadfailed)
+}
+
+/// Whether an address is no source for what is new: on its way out, or of IPv6 and temporary (RFC 8981), or of IPv4 and
+/// beside another one of its network.
+fn is_passing(message: &AddressMessage) -> bool {
+    has_any(message, AddressFlags::Deprecated | AddressFlags::Secondary)
+}
+
+fn has_any(message: &AddressMessage, wanted: AddressFlags) -> bool {
+    message
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.intersects(wanted)))
 }

@@ -27,6 +27,9 @@ use tokio::sync::watch;
 /// Bytes of a transfer that shows whether large packets pass.
 pub const BIG: usize = 1 << 20;
 
+/// How many sockets `udp-held` holds.
+pub const HELD: usize = 60;
+
 /// A named network namespace that goes with its handle.
 pub struct Namespace {
     pub name: String,
@@ -143,6 +146,18 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    /// As [`Self::ask`], on a thread of its own.
+    pub fn asking(&self, cgroup: Option<&Path>, words: &str) -> std::thread::JoinHandle<String> {
+        // The handle of who calls is the one that goes with the namespace.
+        let same = std::mem::ManuallyDrop::new(Self {
+            name: self.name.clone(),
+        });
+        let (cgroup, words) = (cgroup.map(Path::to_owned), words.to_owned());
+        std::thread::spawn(move || same.ask(cgroup.as_deref(), &words))
+    }
+}
+
 impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
@@ -244,6 +259,35 @@ fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
                 String::from_utf8_lossy(&buffer[..length]),
                 socket.peer_addr()?
             ))
+        }
+        // Sockets that ask again when somebody new answers: how many stay with whom they had, and how many go to the new
+        // one and to others.
+        "udp-held" => {
+            let ask = |socket: &UdpSocket| -> std::io::Result<String> {
+                socket.send_to(b"hello", target)?;
+                let mut buffer = [0; 4096];
+                let (length, _) = socket.recv_from(&mut buffer)?;
+                let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                Ok(text.split(' ').next().unwrap_or_default().to_owned())
+            };
+            let open = || -> std::io::Result<UdpSocket> {
+                let socket = UdpSocket::bind(any)?;
+                socket.set_read_timeout(wait)?;
+                Ok(socket)
+            };
+            let held: Vec<UdpSocket> = (0..HELD).map(|_| open()).collect::<Result<_, _>>()?;
+            let before: Vec<String> = held.iter().map(ask).collect::<Result<_, _>>()?;
+            while before.contains(&ask(&open()?)?) {}
+            let (mut stay, mut newcomer, mut others) = (0, 0, 0);
+            for (socket, before_it) in held.iter().zip(&before) {
+                let now = ask(socket)?;
+                match () {
+                    () if now == *before_it => stay += 1,
+                    () if before.contains(&now) => others += 1,
+                    () => newcomer += 1,
+                }
+            }
+            Ok(format!("{stay} {newcomer} {others}"))
         }
         other => panic!("no such request: {other}"),
     }
