@@ -316,6 +316,31 @@ async fn cluster_ips_are_objects_too() {
     .await;
 }
 
+#[tokio::test]
+async fn a_condition_without_a_time_stops_nobody() {
+    let plane = Plane::start().await;
+    plane.ready().await;
+    let (services, endpoints): (Api<Service>, Api<Endpoints>) = (plane.api(), plane.api());
+    let service = |name: &str| json!({ "metadata": { "name": name }, "spec": { "selector": { "a": "b" }, "ports": [{ "port": 80 }] } });
+    create(&services, service("one")).await;
+    // What a Go client sends that leaves the time unset.
+    let condition = json!({ "type": "Tested", "status": "True", "reason": "Test", "message": "a test",
+        "lastTransitionTime": null });
+    let patch = json!({ "status": { "conditions": [condition] } });
+    let patched = services
+        .patch_status("one", &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
+    let conditions = patched.status.unwrap().conditions.unwrap();
+    assert_eq!(conditions[0].type_, "Tested");
+    // Whoever watches services can still read them.
+    create(&services, service("two")).await;
+    eventually("the next service has its endpoints", async || {
+        endpoints.get_opt("two").await.unwrap().is_some()
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replication_controller_keeps_its_pods() {
     let plane = Plane::start().await;

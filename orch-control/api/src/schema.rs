@@ -169,6 +169,23 @@ mod tests {
     }
 
     #[test]
+    fn a_condition_without_its_time_has_gos_zero_time() {
+        let services = Kind::find("", "v1", "services").unwrap();
+        for time in [json!({}), json!({"lastTransitionTime": null})] {
+            let mut condition = json!({"type": "a", "status": "True", "reason": "b", "message": "c"});
+            condition
+                .as_object_mut()
+                .unwrap()
+                .extend(time.as_object().unwrap().clone());
+            let mut service = json!({"metadata": {"name": "s"}, "status": {"conditions": [condition]}});
+            check(services, &mut service, FieldValidation::Strict).unwrap();
+            let time = &service["status"]["conditions"][0]["lastTransitionTime"];
+            assert_eq!(time, "0001-01-01T00:00:00Z");
+            assert_eq!(service["metadata"], json!({"name": "s"}));
+        }
+    }
+
+    #[test]
     fn quantities_become_canonical_and_nulls_go() {
         let pods = Kind::find("", "v1", "pods").unwrap();
         let mut pod = json!({"metadata": {"creationTimestamp": null}, "spec": {"containers": [

@@ -262,10 +262,20 @@ async fn a_pod_goes_in_two_steps() {
     assert_eq!(patched.code, 200, "{}", patched.text);
     assert!(patched.body["metadata"]["deletionTimestamp"].is_string());
     let other = Identity::authenticated("system:node:n2", ["system:nodes".to_owned()]);
-    assert_eq!(cluster.request_as(other, "DELETE", &path, "", "").await.code, 403);
+    assert_eq!(
+        cluster
+            .request_as(other.clone(), "DELETE", &path, "", "")
+            .await
+            .code,
+        403
+    );
+    let foreign = cluster
+        .request_as(other, "PATCH", &format!("{path}/status"), merge, &status)
+        .await;
+    assert_eq!(foreign.code, 403, "{}", foreign.text);
     let gone = cluster
         .request_as(
-            node,
+            node.clone(),
             "DELETE",
             &path,
             "application/json",
@@ -274,6 +284,11 @@ async fn a_pod_goes_in_two_steps() {
         .await;
     assert_eq!(gone.body["status"], "Success", "{}", gone.text);
     assert_eq!(cluster.request("GET", &path, "").await.code, 404);
+    // The agent learns that there is nobody to tell any more.
+    let late = cluster
+        .request_as(node, "PATCH", &format!("{path}/status"), merge, &status)
+        .await;
+    assert_eq!(late.code, 404, "{}", late.text);
 }
 
 #[tokio::test]

@@ -27,6 +27,10 @@ pub(super) enum TypeError {
     Base64(usize),
 }
 
+/// Go's zero time. Go's JSON has null in its place, which only Go reads back: typed clients in other languages refuse
+/// an object without a time that its type requires, and the whole list or watch with it.
+const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
 /// Where the walk is: Go's errors name fields without indexes, findings name them with.
 struct Place {
     owner: &'static str,
@@ -85,7 +89,13 @@ fn fields(
         failed = check(&field.shape, value, &below, unknown).err();
         true
     });
-    failed.map_or(Ok(()), Err)
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    for field in definition.required_times() {
+        map.entry(field).or_insert_with(|| ZERO_TIME.into());
+    }
+    Ok(())
 }
 
 fn check(

@@ -72,6 +72,15 @@ impl Definition {
             .map(|i| &self.fields[i])
     }
 
+    /// The fields that are a required [`Shape::Time`].
+    pub(super) fn required_times(&self) -> impl Iterator<Item = &'static str> {
+        let times = self
+            .fields
+            .iter()
+            .filter(|f| f.required && f.shape == Shape::Time);
+        times.map(|f| f.name)
+    }
+
     /// The Go struct's name, e.g. `PodSpec`.
     pub fn short_name(&self) -> &'static str {
         short(self.name)

@@ -24,6 +24,11 @@ pub(super) fn admit(attempt: &mut Attempt<'_>) -> Result<(), ApiError> {
         ("coordination.k8s.io", "leases") if name != node => {
             Err(attempt.forbidden("can only access node lease with the same name as the requesting node"))
         }
+        // The pod may have come after the authorizer looked.
+        ("", "pods") if attempt.old.is_some_and(|old| old["spec"]["nodeName"] != node) => Err(attempt
+            .forbidden(&format!(
+                "node {node:?} can only update pods with spec.nodeName set to itself"
+            ))),
         ("", "pods") if created => {
             if !attempt.object["metadata"]["annotations"][MIRROR].is_string() {
                 return Err(attempt.forbidden(&format!(

@@ -6,11 +6,9 @@ use super::node::NodeGraph;
 use crate::state::State;
 
 impl NodeGraph for State {
-    fn pod_on_node(&self, namespace: &str, pod: &str, node: &str) -> bool {
-        self.core("pods")
-            .ok()
-            .and_then(|pods| pods.get_value(namespace, pod))
-            .is_some_and(|pod| pod["spec"]["nodeName"] == node)
+    fn node_of(&self, namespace: &str, pod: &str) -> Option<String> {
+        let pod = self.core("pods").ok()?.get_value(namespace, pod)?;
+        Some(pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned())
     }
 
     fn pod_refers_to(&self, node: &str, namespace: &str, resource: &str, name: &str) -> bool {

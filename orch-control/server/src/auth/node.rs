@@ -7,8 +7,8 @@ use super::authorize::{Attributes, Decision};
 
 /// What the authorizer needs to know of pods.
 pub trait NodeGraph: Send + Sync {
-    /// Whether the pod is bound to `node`.
-    fn pod_on_node(&self, namespace: &str, pod: &str, node: &str) -> bool;
+    /// The node that the pod is bound to, empty before that; none when there is no such pod.
+    fn node_of(&self, namespace: &str, pod: &str) -> Option<String>;
     /// Whether a pod on `node` refers to the config map, secret or service account.
     fn pod_refers_to(&self, node: &str, namespace: &str, resource: &str, name: &str) -> bool;
 }
@@ -102,12 +102,13 @@ pub fn decide(node: &str, attributes: &Attributes, graph: &dyn NodeGraph) -> Dec
 }
 
 fn own_pod(node: &str, namespace: &str, pod: &str, graph: &dyn NodeGraph) -> Decision {
-    if graph.pod_on_node(namespace, pod, node) {
-        Decision::Allowed("the pod is bound to the node")
-    } else {
-        Decision::Refused(format!(
+    match graph.node_of(namespace, pod) {
+        Some(bound) if bound == node => Decision::Allowed("the pod is bound to the node"),
+        // A node that learns so stops; admission looks again, should there be one in a moment.
+        None => Decision::Allowed("there is no such pod"),
+        Some(_) => Decision::Refused(format!(
             "node {node:?} can only touch pods with spec.nodeName set to itself"
-        ))
+        )),
     }
 }
 
@@ -130,8 +131,14 @@ mod tests {
     struct OnePod;
 
     impl NodeGraph for OnePod {
-        fn pod_on_node(&self, namespace: &str, pod: &str, node: &str) -> bool {
-            (namespace, pod, node) == ("d", "p", "n1")
+        fn node_of(&self, namespace: &str, pod: &str) -> Option<String> {
+            let node = match (namespace, pod) {
+                ("d", "p") => "n1",
+                ("d", "q") => "n2",
+                ("d", "new") => "",
+                _ => return None,
+            };
+            Some(node.to_owned())
         }
         fn pod_refers_to(&self, node: &str, namespace: &str, resource: &str, name: &str) -> bool {
             (node, namespace, resource, name) == ("n1", "d", "secrets", "s")
@@ -189,7 +196,12 @@ mod tests {
         check("update - pods d p", false);
         check("create - pods d -", false);
         check("patch - pods/status d p", true);
+        check("patch - pods/status d q", false);
+        check("patch - pods/status d new", false);
+        check("patch - pods/status d gone", true);
         check("delete - pods d q", false);
+        check("delete - pods d gone", true);
+        check("patch - pods d gone", false);
         check("get - secrets d s", true);
         check("get - secrets d t", false);
         check("list - secrets d -", false);
