@@ -10,6 +10,7 @@ mod support;
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use aya::programs::Program;
@@ -115,6 +116,13 @@ const WAYS: Ways = Ways {
     xdp: XdpMode::Off,
 };
 
+/// One after the other: each keeps both processors of a small machine busy.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn pair(name: &str, ways: Ways, between: (Between, &Namespace)) -> (Node, Node) {
     let one = start(name, 1, ways, between);
     let two = start(name, 2, ways, between);
@@ -137,6 +145,7 @@ fn switched(name: &str) -> Namespace {
 
 #[test]
 fn by_routes() {
+    let _turn = turn();
     let switch = switched("r");
     let (one, two) = pair("r", WAYS, (Between::Switch, &switch));
     client_outside(&switch, neighbour, &one, &two);
@@ -192,6 +201,7 @@ impl Drop for Ports {
 
 #[test]
 fn at_the_driver() {
+    let _turn = turn();
     let switch = switched("d");
     let ways = Ways {
         xdp: XdpMode::Native,
@@ -210,6 +220,7 @@ fn at_the_router(v6: bool) -> IpAddr {
 
 #[test]
 fn through_the_tunnel() {
+    let _turn = turn();
     let router = router("t");
     let ways = Ways {
         tunnel: Tunnel::Vxlan,

@@ -238,7 +238,7 @@ fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
         // More than fits into a few packets, both ways.
         "tcp-big" => {
             // An emulated machine is slow, and a burst that it has no room for is sent again after a while.
-            let wait = Some(Duration::from_secs(10));
+            let wait = Some(Duration::from_secs(30));
             let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))?;
             stream.set_read_timeout(wait)?;
             stream.set_write_timeout(wait)?;
