@@ -3,7 +3,7 @@
 //! `compile` makes rules of policies, `identify` says who addresses are, `model` gives both numbers and decides on
 //! the order of changes, `apply` carries them out. Pods on their node's network are no subjects, and peers only by
 //! the node's address, as far as an `ipBlock` holds it: Kubernetes leaves both to the implementation. The node's DNS server
-//! is a peer like the pods that it stands for, see [`Model::with_dns`].
+//! is a peer like the pods that it stands for, see `Model::with_dns`.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
