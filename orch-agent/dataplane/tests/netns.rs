@@ -374,9 +374,10 @@ async fn scenario(place: &Place, plan: &Plan) {
     assert_eq!(
         set(&pod_a.ask(cgroup, &format!("udp-connected {} 40", at(service, 53)))),
         [
-            format!("A {a} 5 peer {}", at(service, 53)),
+            format!("A {node_ip} 5 peer {}", at(service, 53)),
             format!("B {a} 5 peer {}", at(service, 53))
-        ]
+        ],
+        "as packets"
     );
     assert_eq!(
         set(&place.node.ask(cgroup, &format!("tcp {} 40", at(node_ip, 30080)))),
@@ -581,7 +582,9 @@ async fn scenario(place: &Place, plan: &Plan) {
     };
     assert!(stay != "0" && newcomer != "0" && others == "0", "{said}");
 
-    // A backend that goes gets no new connection, and its pod is told when.
+    // A backend that goes gets no new connection, and its pod is told when. A connected UDP socket notices nothing.
+    let moving = pod_a.asking(cgroup, &format!("udp-moving {} 1", at(service, 53)));
+    tokio::time::sleep(Duration::from_millis(500)).await;
     fake.slice(slice("http", "TCP", 8080, &[(b, "n1")]));
     fake.slice(slice("dns", "UDP", 5353, &[(b, "n1")]));
     tokio::time::timeout(Duration::from_secs(5), dataplane.withdrawn(a))
@@ -595,6 +598,7 @@ async fn scenario(place: &Place, plan: &Plan) {
         set(&pod_a.ask(cgroup, &format!("udp {} 20", at(service, 53)))),
         [format!("B {a} 5 from {}", at(service, 53))]
     );
+    assert_eq!(moving.join().unwrap(), "A, then B");
 
     fake.remove_service(web(plan));
     until_services(root, 0).await;

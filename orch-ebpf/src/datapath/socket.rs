@@ -1,4 +1,6 @@
 //! Services resolved at the system call: a connection to a service is from its first packet one to a backend.
+//!
+//! Not resolved here are connected UDP sockets of pods: their packets become flows like those of any other protocol.
 
 use super::{
     events,
@@ -203,6 +205,11 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
     };
     // Which of a pod's addresses asks is not known before the packet is.
     if service.flags & SERVICE_SOURCES != 0 && !(is_nodes(namespace) && admits_node::<A>(service)) {
+        return ALLOW;
+    }
+    // A connected UDP socket outlives its backends, and no hook sees what it sends: a pod's packets are translated one by
+    // one, as flows that find another backend when theirs goes.
+    if connecting && protocol == PROTOCOL_UDP && service.count != 0 && !is_nodes(namespace) {
         return ALLOW;
     }
     let number = if connecting {

@@ -1,7 +1,7 @@
 //! Closing sockets whose backend is gone, so that their owners connect anew instead of waiting for an answer.
 //!
 //! Only sockets that the programs led to a backend are touched: they stand in a map with the backend's address. A
-//! connected UDP socket is closed once its backend is no longer offered, since datagrams know no orderly end; a TCP
+//! connected UDP socket of the node (those of pods are translated as packets) is closed once its backend is no longer offered, since datagrams know no orderly end; a TCP
 //! connection only once the pod itself is gone: while a pod is unready or terminating, its connections are its own
 //! business.
 

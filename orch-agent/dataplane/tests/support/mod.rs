@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::api::{
@@ -259,6 +259,34 @@ fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
                 String::from_utf8_lossy(&buffer[..length]),
                 socket.peer_addr()?
             ))
+        }
+        // A connected socket that asks A until somebody else answers.
+        "udp-moving" => {
+            let until = Instant::now() + Duration::from_secs(10);
+            let (mut socket, mut seen) = (None, false);
+            while Instant::now() < until {
+                let asked = match &socket {
+                    Some(socket) => socket,
+                    None => {
+                        let new = UdpSocket::bind(any)?;
+                        new.set_read_timeout(Some(Duration::from_millis(200)))?;
+                        new.connect(target)?;
+                        socket.insert(new)
+                    }
+                };
+                asked.send(b"hello")?;
+                // What was on its way to who has gone is lost.
+                let Ok(length) = asked.recv(&mut buffer) else {
+                    continue;
+                };
+                match (buffer.get(..length).and_then(<[u8]>::first), &mut seen) {
+                    (Some(b'A'), seen) => *seen = true,
+                    (Some(other), true) => return Ok(format!("A, then {}", char::from(*other))),
+                    _ => socket = None,
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Ok("nobody else answers".to_owned())
         }
         // Sockets that ask again when somebody new answers: how many stay with whom they had, and how many go to the new
         // one and to others.
