@@ -275,8 +275,11 @@ fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
                     }
                 };
                 asked.send(b"hello")?;
-                // What was on its way to who has gone is lost.
                 let Ok(length) = asked.recv(&mut buffer) else {
+                    // What was on its way to who has gone is lost; who never answered is not A.
+                    if !seen {
+                        socket = None;
+                    }
                     continue;
                 };
                 match (buffer.get(..length).and_then(<[u8]>::first), &mut seen) {
