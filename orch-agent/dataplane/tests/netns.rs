@@ -561,6 +561,9 @@ async fn scenario(place: &Place, plan: &Plan) {
 
     let dataplane = restart(place, plan, &mut fake, dataplane, [a, b]).await;
 
+    let moving = pod_a.asking(cgroup, &format!("udp-moving {} 1", at(service, 53)));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+
     // One that comes gets its part of the sockets that send to the service, and nobody else gets any.
     let known = rows(root, inspect::View::Sockets);
     let asking = pod_a.asking(cgroup, &format!("udp-held {} 1", at(service, 53)));
@@ -583,8 +586,6 @@ async fn scenario(place: &Place, plan: &Plan) {
     assert!(stay != "0" && newcomer != "0" && others == "0", "{said}");
 
     // A backend that goes gets no new connection, and its pod is told when. A connected UDP socket notices nothing.
-    let moving = pod_a.asking(cgroup, &format!("udp-moving {} 1", at(service, 53)));
-    tokio::time::sleep(Duration::from_millis(500)).await;
     fake.slice(slice("http", "TCP", 8080, &[(b, "n1")]));
     fake.slice(slice("dns", "UDP", 5353, &[(b, "n1")]));
     tokio::time::timeout(Duration::from_secs(5), dataplane.withdrawn(a))

@@ -262,7 +262,7 @@ fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
         }
         // A connected socket that asks A until somebody else answers.
         "udp-moving" => {
-            let until = Instant::now() + Duration::from_secs(10);
+            let until = Instant::now() + Duration::from_secs(30);
             let (mut socket, mut seen) = (None, false);
             while Instant::now() < until {
                 let asked = match &socket {
