@@ -17,7 +17,7 @@ use orch_cluster::policies::{NamedPort, Namespace, Pod};
 
 use super::{
     compile::{Namespaces, Peers, PodPeer, Port, RuleSet, host},
-    numbers::{Counted, stable_hash},
+    numbers::Counted,
 };
 
 /// What the rules in force can tell of an address.
@@ -35,11 +35,6 @@ impl Identity {
     /// Whether it is no more than that of the network around it.
     fn is_plain(&self) -> bool {
         self.peers.is_empty() && self.ports.is_empty()
-    }
-
-    /// Its hash, the same in every life of the agent.
-    pub fn stable_hash(&self) -> u64 {
-        stable_hash(self)
     }
 }
 

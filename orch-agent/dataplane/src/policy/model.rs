@@ -21,7 +21,7 @@ use orch_ebpf::{
 use super::{
     compile::{Policy, RuleSet, Subject},
     identify::{Identifier, Identity},
-    numbers::{Numbers, stable_hash},
+    numbers::Numbers,
     tables::{Kernel, Tables, Verdict, flags, rules_for},
 };
 
@@ -56,13 +56,13 @@ pub struct Model {
     /// The rules of each pod that is isolated.
     subjects: HashMap<String, Arc<RuleSet>>,
     sets: HashMap<Arc<RuleSet>, Numbered>,
-    set_numbers: Numbers,
+    set_numbers: Numbers<Arc<RuleSet>>,
     fresh_sets: HashSet<Arc<RuleSet>>,
     /// Sets that a pod had, one for each time; their rules stand until it has another.
     retired_sets: Vec<Arc<RuleSet>>,
 
     identities: HashMap<Arc<Identity>, Numbered>,
-    identity_numbers: Numbers,
+    identity_numbers: Numbers<Arc<Identity>>,
     fresh_identities: HashSet<Arc<Identity>>,
 
     tables: Tables,
@@ -314,7 +314,7 @@ impl Model {
             .filter(|(uid, rules)| {
                 self.enforced
                     .get(uid)
-                    .is_some_and(|verdict| verdict.policy == self.set_numbers.wish(stable_hash(rules)))
+                    .is_some_and(|verdict| verdict.policy == self.set_numbers.wish(rules))
             })
             .map(|(_, rules)| Arc::clone(rules))
             .collect();
@@ -346,7 +346,7 @@ impl Model {
             numbered.users += 1;
             return numbered.number;
         }
-        let number = self.set_numbers.take(stable_hash(set), known);
+        let number = self.set_numbers.take(set, known);
         self.sets.insert(Arc::clone(set), Numbered { number, users: 1 });
         self.fresh_sets.insert(Arc::clone(set));
         self.identifier.acquire(set);
@@ -361,7 +361,7 @@ impl Model {
         if numbered.users == 0 {
             let number = numbered.number;
             self.sets.remove(set);
-            self.set_numbers.release(number);
+            self.set_numbers.release(Arc::clone(set), number);
             self.identifier.release(set);
             self.dead_rules = true;
         }
@@ -375,7 +375,7 @@ impl Model {
             .filter_map(|(network, _, is)| {
                 let is = is.as_ref()?;
                 let written = self.tables.networks.get(network)?;
-                (*written == self.identity_numbers.wish(is.stable_hash())).then(|| Arc::clone(is))
+                (*written == self.identity_numbers.wish(is)).then(|| Arc::clone(is))
             })
             .collect();
         let mut given_up = Vec::new();
@@ -384,7 +384,7 @@ impl Model {
                 if let Some(numbered) = self.identities.get_mut(&is) {
                     numbered.users += 1;
                 } else {
-                    let number = self.identity_numbers.take(is.stable_hash(), known.contains(&is));
+                    let number = self.identity_numbers.take(&is, known.contains(&is));
                     self.identities
                         .insert(Arc::clone(&is), Numbered { number, users: 1 });
                     self.fresh_identities.insert(is);
@@ -398,8 +398,9 @@ impl Model {
             if let Some(numbered) = self.identities.get_mut(&was) {
                 numbered.users -= 1;
                 if numbered.users == 0 {
-                    self.identity_numbers.release(numbered.number);
+                    let number = numbered.number;
                     self.identities.remove(&was);
+                    self.identity_numbers.release(was, number);
                     self.dead_rules = true;
                 }
             }

@@ -28,36 +28,38 @@ impl Hasher for StableHasher {
 }
 
 /// The stable hash of a value.
-pub fn stable_hash(value: &impl Hash) -> u64 {
+fn stable_hash(value: &impl Hash) -> u64 {
     let mut hasher = StableHasher::default();
     value.hash(&mut hasher);
     hasher.finish()
 }
 
-/// The numbers in use.
+/// The numbers in use for things of the kind `T`.
 #[derive(Debug)]
-pub struct Numbers {
+pub struct Numbers<T> {
     first: u32,
+    /// Numbers that stand for something, those at rest included.
     used: HashSet<u32>,
     /// Numbers found in the kernel, whose meaning is not known.
     foreign: HashSet<u32>,
-    /// Numbers given up that the kernel may still hold.
-    resting: HashSet<u32>,
+    /// What was given up, with the number that the kernel may still hold for it.
+    resting: HashMap<T, u32>,
 }
 
-impl Numbers {
+impl<T: Hash + Eq> Numbers<T> {
     /// Numbers from `first` on.
     pub fn new(first: u32) -> Self {
         Self {
             first,
             used: HashSet::new(),
             foreign: HashSet::new(),
-            resting: HashSet::new(),
+            resting: HashMap::new(),
         }
     }
 
-    /// The number that a thing with this hash would like.
-    pub fn wish(&self, hash: u64) -> u32 {
+    /// The number that a thing would like.
+    pub fn wish(&self, thing: &T) -> u32 {
+        let hash = stable_hash(thing);
         // The mixed high half: the low bits of FNV-1a alone are weak.
         let mixed = (hash ^ (hash >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         u32::try_from(mixed >> 32).unwrap_or_default().max(self.first)
@@ -68,14 +70,16 @@ impl Numbers {
         self.foreign = foreign;
     }
 
-    /// Gives a number; `known` says that the wished one stands for this very thing in the kernel.
-    pub fn take(&mut self, hash: u64, known: bool) -> u32 {
-        let mut number = self.wish(hash);
+    /// Gives a number; `known` says that the wished one stands for this very thing in the kernel. A thing that comes
+    /// back before its number has rested gets it again: another one would outlive the reason for it, and the next
+    /// agent would have everything to write anew.
+    pub fn take(&mut self, thing: &T, known: bool) -> u32 {
+        if let Some(number) = self.resting.remove(thing) {
+            return number;
+        }
+        let mut number = self.wish(thing);
         if !(known && self.foreign.remove(&number)) {
-            while self.used.contains(&number)
-                || self.foreign.contains(&number)
-                || self.resting.contains(&number)
-            {
+            while self.used.contains(&number) || self.foreign.contains(&number) {
                 number = number.wrapping_add(1).max(self.first);
             }
         }
@@ -83,15 +87,15 @@ impl Numbers {
         number
     }
 
-    /// Gives a number up; it is not given again before [`Self::rested`].
-    pub fn release(&mut self, number: u32) {
-        self.used.remove(&number);
-        self.resting.insert(number);
+    /// Gives the number of a thing up; nothing else gets it before [`Self::rested`].
+    pub fn release(&mut self, thing: T, number: u32) {
+        self.resting.insert(thing, number);
     }
 
     /// The kernel no longer holds what was given up, nor what was foreign, except for `held`.
     pub fn rested(&mut self, held: &HashSet<u32>) {
-        self.resting.retain(|number| held.contains(number));
+        self.resting
+            .retain(|_, number| held.contains(number) || !self.used.remove(number));
         self.foreign.retain(|number| held.contains(number));
     }
 }
@@ -139,31 +143,43 @@ impl<K: Hash + Eq> Counted<K> {
 mod tests {
     use super::*;
 
+    /// Things of which all have one hash.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Alike(&'static str);
+
+    impl Hash for Alike {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            "alike".hash(state);
+        }
+    }
+
     #[test]
     fn a_number_is_the_same_again_but_never_two_things() {
         let mut numbers = Numbers::new(16);
-        let hash = stable_hash(&"web");
-        let first = numbers.take(hash, false);
-        assert_ne!(
-            numbers.take(hash, false),
+        let first = numbers.take(&Alike("web"), false);
+        let second = numbers.take(&Alike("db"), false);
+        assert_ne!(second, first, "the same hash is not the same thing");
+        numbers.release(Alike("web"), first);
+        let third = numbers.take(&Alike("dns"), false);
+        assert!(third != first && third != second, "the kernel may still hold it");
+        assert_eq!(
+            numbers.take(&Alike("web"), false),
             first,
-            "the same hash is not the same thing"
+            "what it held it for is back"
         );
-        numbers.release(first);
-        assert_ne!(numbers.take(hash, false), first, "the kernel may still hold it");
+        numbers.release(Alike("web"), first);
         numbers.rested(&HashSet::new());
-        assert_eq!(numbers.take(hash, false), first);
+        assert_eq!(numbers.take(&Alike("log"), false), first);
     }
 
     #[test]
     fn a_number_of_the_kernel_is_kept_only_by_what_it_stands_for() {
-        let hash = stable_hash(&"web");
         let mut numbers = Numbers::new(16);
-        let wish = numbers.wish(hash);
+        let wish = numbers.wish(&Alike("web"));
         numbers.set_foreign(HashSet::from([wish]));
-        let stranger = numbers.take(hash, false);
+        let stranger = numbers.take(&Alike("db"), false);
         assert_ne!(stranger, wish);
-        assert_eq!(numbers.take(hash, true), wish);
-        assert!(numbers.wish(0) >= 16);
+        assert_eq!(numbers.take(&Alike("web"), true), wish);
+        assert!(Numbers::new(u32::MAX).wish(&Alike("web")) == u32::MAX);
     }
 }

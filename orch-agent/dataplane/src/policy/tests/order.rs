@@ -118,6 +118,29 @@ fn a_restart_with_another_policy_writes_the_difference() {
 }
 
 #[test]
+fn an_identity_that_goes_and_comes_back_in_one_change_keeps_its_number() {
+    let mut world = World::new();
+    let mut web = pod("shop", "web", "app=web", &["10.0.0.1"]);
+    web.ports.retain(|port| port.name == "http");
+    world.pod(web);
+    world.pod(pod("shop", "dns", "app=dns", &["10.0.0.2"]));
+    world.pod(pod("ops", "client", "app=client", &["10.0.1.1"]));
+    let egress = |port| json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"ports": [port]}]});
+    world.policy(policy("ops", "http", egress(json!({"port": "http"}))));
+    let spec = json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Egress"],
+        "egress": [{"ports": [{"port": "dns", "protocol": "UDP"}]}]});
+    world.policy(policy("shop", "dns", spec));
+    let number = world.kernel.state.networks[&"10.0.0.1/32".parse().unwrap()];
+    // With the pod goes the only rule that tells its identity from the other's.
+    world.remove_pod("shop/web");
+    assert_eq!(
+        world.kernel.state.networks[&"10.0.0.2/32".parse().unwrap()],
+        number
+    );
+    assert!(world.restart().is_empty());
+}
+
+#[test]
 fn a_pod_that_nobody_knows_keeps_what_it_has_until_it_goes() {
     let mut world = allow_clients();
     let state = world.kernel.state.clone();
