@@ -68,3 +68,10 @@ impl Address for Address6 {
         self
     }
 }
+
+/// A word of an address that stands on a boundary of four bytes, as it stands in memory.
+#[inline(always)]
+pub(crate) fn word<A: Address>(address: &A, index: usize) -> u32 {
+    // SAFETY: the callers count to `BITS / 32`, and every address in a key or a value is on such a boundary.
+    unsafe { (&raw const *address).cast::<u32>().add(index).read() }
+}

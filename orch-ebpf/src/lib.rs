@@ -7,6 +7,9 @@
 //! `bpftool map dump` prints them as a person writes them, on boundaries of four bytes, so that programs copy words;
 //! ports are integers in the host's order.
 
+#[cfg(test)]
+extern crate std;
+
 pub mod address;
 pub mod bandwidth;
 pub mod config;
@@ -23,7 +26,7 @@ pub use address::{Address, Address4, Address6};
 
 /// Version of every layout in this library. A change of any key or value increments it; an agent that finds another
 /// version in the pinned maps migrates what they hold.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// IP protocol number of ICMP (IANA protocol numbers).
 pub const PROTOCOL_ICMP: u8 = 1;

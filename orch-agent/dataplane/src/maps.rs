@@ -90,7 +90,7 @@ pub struct FamilyMaps<A: MapAddress> {
     /// Addresses that this node answers for.
     pub announced: HashMap<MapData, A, Announced>,
     /// Services.
-    pub services: HashMap<MapData, ServiceKey<A>, Service>,
+    pub services: HashMap<MapData, ServiceKey<A>, Service<A>>,
     /// Backends.
     pub backends: HashMap<MapData, BackendKey, Backend<A>>,
     /// Source ranges of services.

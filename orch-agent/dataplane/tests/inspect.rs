@@ -80,6 +80,7 @@ fn fill(maps: &mut Maps) {
         count: 31,
         affinity_seconds: 0,
         flags: SERVICE_LOCAL,
+        ..Service::default()
     };
     maps.v4.services.insert(key, service, 0).unwrap();
     let key = ServiceKey::<Address6> {
@@ -88,7 +89,10 @@ fn fill(maps: &mut Maps) {
         protocol: PROTOCOL_TCP,
         scope: 0,
     };
-    maps.v6.services.insert(key, Service::default(), 0).unwrap();
+    maps.v6
+        .services
+        .insert(key, Service::<Address6>::default(), 0)
+        .unwrap();
     let mut uid = [0; 40];
     uid[..3].copy_from_slice(b"u-1");
     let endpoint = Endpoint {

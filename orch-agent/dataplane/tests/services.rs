@@ -15,8 +15,8 @@ use orch_ebpf::{
     Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
     conntrack::{Conntrack, DIRECTION_REPLY, KIND_SERVICE, Tuple},
     service::{
-        Affinity, AffinityKey, BACKENDS_MAP, Backend, BackendKey, CHUNK_SLOTS, ChunkKey, SCOPE_EXTERNAL,
-        SCOPE_INTERNAL, SERVICE_SOURCES, SLOTS_MAP, Service, ServiceKey, SourceKey,
+        Affinity, AffinityKey, BACKENDS_MAP, Backend, BackendKey, SCOPE_EXTERNAL, SCOPE_INTERNAL,
+        SERVICE_MEMBERS, SERVICE_SOURCES, SLOTS_MAP, Service, ServiceKey, SourceKey,
     },
 };
 use serde_json::json;
@@ -78,20 +78,20 @@ fn key<A>(address: A, port: u16, protocol: u8, scope: u8) -> ServiceKey<A> {
     }
 }
 
-fn reached4(maps: &Maps, key: &ServiceKey<Address4>) -> (Service, Vec<u8>) {
+fn reached4(maps: &Maps, key: &ServiceKey<Address4>) -> (Service<Address4>, Vec<u8>) {
     let service = maps.v4.services.get(key, 0).unwrap();
-    let mut lasts: Vec<u8> = (0..service.count)
-        .map(|slot| {
-            let key = ChunkKey {
-                pool: service.pool,
-                chunk: slot / CHUNK_SLOTS as u32,
-            };
-            let id = maps.slots.get(&key, 0).unwrap().backends[slot as usize % CHUNK_SLOTS];
-            maps.v4.backends.get(&BackendKey { id }, 0).unwrap().address[3]
+    assert_ne!(service.flags & SERVICE_MEMBERS, 0);
+    let members = &service.members[..service.count as usize];
+    let mut lasts: Vec<u8> = members
+        .iter()
+        .map(|member| {
+            let id = member.id;
+            let backend = maps.v4.backends.get(&BackendKey { id }, 0).unwrap();
+            assert_eq!(member.backend, backend);
+            backend.address[3]
         })
         .collect();
     lasts.sort_unstable();
-    lasts.dedup();
     (service, lasts)
 }
 
@@ -109,10 +109,10 @@ fn a_new_agent_finds_what_the_old_one_wrote_and_writes_nothing() {
 
     let balancer = key(BALANCER, 80, PROTOCOL_TCP, SCOPE_EXTERNAL);
     let (service, lasts) = reached4(&maps, &balancer);
-    assert_eq!((service.count, lasts), (251, vec![1, 2]));
+    assert_eq!((service.count, lasts), (2, vec![1, 2]));
     assert_eq!(
         (service.flags, service.affinity_seconds),
-        (SERVICE_SOURCES, 10_800)
+        (SERVICE_SOURCES | SERVICE_MEMBERS, 10_800)
     );
     assert_eq!(
         reached4(&maps, &key([10, 96, 0, 1], 53, PROTOCOL_UDP, SCOPE_INTERNAL))
@@ -132,7 +132,7 @@ fn a_new_agent_finds_what_the_old_one_wrote_and_writes_nothing() {
         .v6
         .services
         .get(&key([0; 16], 30080, PROTOCOL_TCP, SCOPE_EXTERNAL), 0);
-    assert_eq!(six.unwrap().count, 251);
+    assert_eq!(six.unwrap().count, 2);
 
     let mut services = Services::adopt(&maps).unwrap();
     let outcome = services.put(&mut maps, "default/s", &wanted).unwrap();

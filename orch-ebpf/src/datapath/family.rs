@@ -4,6 +4,7 @@ use super::{
     maps,
     parse::{Bytes, Parsed, v4, v6},
 };
+pub(crate) use crate::address::word;
 use crate::{
     Address, Address4, Address6, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPV4, PROTOCOL_IPV6,
     config::{Config, FamilyConfig, Node},
@@ -213,13 +214,6 @@ impl Family for Address6 {
         scratch Scratches ORCH_SCRATCH6,
         identities Identities ORCH_IDENTITIES6,
     }
-}
-
-/// A word of an address that stands in a tuple, as it stands in memory.
-#[inline(always)]
-pub fn word<A: Family>(address: &A, index: usize) -> u32 {
-    // SAFETY: the callers count to `BITS / 32`, and a tuple's addresses stand on boundaries of four bytes.
-    unsafe { *(&raw const *address).cast::<u32>().add(index) }
 }
 
 /// Where what is known of the run's packet costs no stack; to be asked for once a run.

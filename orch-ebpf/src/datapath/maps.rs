@@ -32,7 +32,7 @@ pub type Uplinks<A> = HashMap<UplinkKey, Uplink<A>, { config::UPLINKS_MAX }, ON_
 /// Addresses that this node answers for.
 pub type AnnouncedMap<A> = HashMap<A, Announced, { config::ANNOUNCED_MAX }, ON_DEMAND>;
 /// Services.
-pub type Services<A> = HashMap<ServiceKey<A>, Service, { service::SERVICES_MAX }, ON_DEMAND>;
+pub type Services<A> = HashMap<ServiceKey<A>, Service<A>, { service::SERVICES_MAX }, ON_DEMAND>;
 /// Backends.
 pub type Backends<A> = HashMap<BackendKey, Backend<A>, { service::BACKENDS_MAX }, ON_DEMAND>;
 /// Source ranges of services.

@@ -18,7 +18,8 @@ use crate::{
     event::DropReason,
     service::{
         Affinity, AffinityKey, Backend, BackendKey, CHUNK_SLOTS, CLIENT_ADDRESS, CLIENT_NAMESPACE, ChunkKey,
-        SCOPE_EXTERNAL, SERVICE_LOCAL, SERVICE_SOURCES, Service, ServiceKey, SourceKey,
+        MEMBERS_MAX, Member, SCOPE_EXTERNAL, SERVICE_LOCAL, SERVICE_MEMBERS, SERVICE_SOURCES, Service,
+        ServiceKey, SourceKey,
     },
 };
 
@@ -63,13 +64,13 @@ impl<A: Family> Client<A> {
 
 /// The service on this address and port, NodePorts included.
 #[inline(always)]
-pub fn find<A: Family>(address: A, port: u16, protocol: u8, scope: u8) -> Option<&'static Service> {
+pub fn find<A: Family>(address: A, port: u16, protocol: u8, scope: u8) -> Option<&'static Service<A>> {
     find_where(address, port, protocol, scope, |kind| kind == NODE_LOCAL)
 }
 
 /// The service that a packet from outside asked for, on this node or on another, whose NodePorts are the same.
 #[inline(always)]
-pub fn find_anywhere<A: Family>(tuple: &Tuple<A>) -> Option<&'static Service> {
+pub fn find_anywhere<A: Family>(tuple: &Tuple<A>) -> Option<&'static Service<A>> {
     find_where(
         tuple.destination,
         tuple.destination_port,
@@ -86,7 +87,7 @@ fn find_where<A: Family>(
     protocol: u8,
     scope: u8,
     has_node_ports: impl Fn(u32) -> bool,
-) -> Option<&'static Service> {
+) -> Option<&'static Service<A>> {
     let key = ServiceKey {
         address,
         port,
@@ -105,7 +106,7 @@ fn find_where<A: Family>(
 
 /// The service on this port of every address of the node.
 #[inline(always)]
-pub fn find_port<A: Family>(port: u16, protocol: u8, scope: u8) -> Option<&'static Service> {
+pub fn find_port<A: Family>(port: u16, protocol: u8, scope: u8) -> Option<&'static Service<A>> {
     let key = ServiceKey {
         address: A::ANY,
         port,
@@ -121,7 +122,7 @@ pub fn find_port<A: Family>(port: u16, protocol: u8, scope: u8) -> Option<&'stat
 /// # Errors
 /// [`DropReason::SourceRange`] when it may not.
 #[inline(always)]
-pub fn admit<A: Family>(service: &Service, source: A) -> Result<(), DropReason> {
+pub fn admit<A: Family>(service: &Service<A>, source: A) -> Result<(), DropReason> {
     if service.flags & SERVICE_SOURCES == 0 {
         return Ok(());
     }
@@ -138,10 +139,11 @@ pub fn admit<A: Family>(service: &Service, source: A) -> Result<(), DropReason> 
     }
 }
 
-/// Chooses a backend: the one the client keeps, or the one of slot `number` modulo the slots in use.
+/// Chooses a backend: the one the client keeps, or the member that ranks `number` highest, or the one of slot `number`
+/// modulo the slots in use.
 #[inline(never)]
 pub fn choose<A: Family>(
-    service: &Service,
+    service: &Service<A>,
     client: &Client<A>,
     number: u32,
 ) -> Result<Choice<A>, DropReason> {
@@ -153,7 +155,7 @@ pub fn choose<A: Family>(
         });
     }
     if service.affinity_seconds == 0 {
-        return backend_in(service, number % service.count);
+        return backend_in(service, number);
     }
     let key = client.key(service.pool);
     let now = now();
@@ -168,7 +170,7 @@ pub fn choose<A: Family>(
             return Ok(choice);
         }
     }
-    let choice = backend_in(service, number % service.count)?;
+    let choice = backend_in(service, number)?;
     remember(key, choice.id, now);
     Ok(choice)
 }
@@ -214,8 +216,43 @@ fn remember(key: AffinityKey, backend: u32, now: u64) {
 }
 
 #[inline(always)]
-fn backend_in<A: Family>(service: &Service, slot: u32) -> Result<Choice<A>, DropReason> {
-    backend_of(service.pool, slot).ok_or(DropReason::BrokenService)
+fn backend_in<A: Family>(service: &Service<A>, number: u32) -> Result<Choice<A>, DropReason> {
+    let choice = if service.flags & SERVICE_MEMBERS != 0 {
+        member(service, number, |_| true)
+    } else {
+        backend_of(service.pool, number % service.count)
+    };
+    choice.ok_or(DropReason::BrokenService)
+}
+
+/// Of the members that `fits` lets pass, the one that ranks `number` highest.
+#[inline(always)]
+fn member<A: Family>(
+    service: &Service<A>,
+    number: u32,
+    fits: impl Fn(&Backend<A>) -> bool,
+) -> Option<Choice<A>> {
+    const PLACE: u64 = 15;
+    const { assert!(MEMBERS_MAX < PLACE as usize) };
+    // A rank ends in the member's place, as nobody would know who does not know the number: a verifier that did would
+    // walk through all that follows once for each member.
+    let hidden = u64::from(number);
+    let nobody = hidden.wrapping_add(PLACE) & PLACE;
+    let mut best = nobody;
+    for (index, Member { backend, .. }) in service.members.iter().enumerate() {
+        if index as u32 >= service.count {
+            break;
+        }
+        let rank = backend.rank(number) & !PLACE | hidden.wrapping_add(index as u64) & PLACE;
+        if fits(backend) && (best == nobody || rank > best) {
+            best = rank;
+        }
+    }
+    let place = best.wrapping_sub(hidden) & PLACE;
+    let Member { backend, id } = service.members.get(place as usize)?;
+    // SAFETY: see `Choice`: the entry that holds it is not changed in place, and outlives the run.
+    let backend = unsafe { &*(&raw const *backend) };
+    Some(Choice { id: *id, backend })
 }
 
 /// The backend in a slot of a pool.
@@ -249,9 +286,12 @@ const MOST_SLOTS: u32 = 4096;
 
 /// The backend of a service at an address, from the slot onward that `number` chooses.
 #[inline(never)]
-pub fn at_address<A: Family>(service: &Service, address: &A, number: u32) -> Option<Choice<A>> {
+pub fn at_address<A: Family>(service: &Service<A>, address: &A, number: u32) -> Option<Choice<A>> {
     if service.count == 0 {
         return None;
+    }
+    if service.flags & SERVICE_MEMBERS != 0 {
+        return member(service, number, |backend| backend.address.same(*address));
     }
     let mut walk = Walk {
         address: *address,

@@ -12,7 +12,7 @@ use crate::{
     config::CONFIG_FLOWS,
     conntrack::{KIND_SERVICE, Tuple},
     event::{DropReason, EVENT_FLOW, Path},
-    service::{Backend, SCOPE_INTERNAL, SERVICE_SOURCES, Service, SocketKey, SocketOrigin},
+    service::{Backend, SCOPE_INTERNAL, SERVICE_MEMBERS, SERVICE_SOURCES, Service, SocketKey, SocketOrigin},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -247,7 +247,7 @@ fn is_nodes(namespace: u64) -> bool {
 
 /// Whether the node itself may use a service with source ranges.
 #[inline(never)]
-fn admits_node<A: Family>(service: &Service) -> bool {
+fn admits_node<A: Family>(service: &Service<A>) -> bool {
     super::config().is_some_and(|config| service::admit(service, A::settings(config).node_address).is_ok())
 }
 
@@ -318,13 +318,17 @@ fn refuse<A: Family>(reason: DropReason, asked: &Asked<A>) -> i32 {
     DENY
 }
 
-/// A slot for the socket, spread evenly over sockets, by jump consistent hashing (Lamping and Veach, "A Fast, Minimal
+/// A number for the socket, for [`service::choose`]. Where members rank it, any that stays the socket's will do. Among
+/// slots it is one of theirs, spread evenly over sockets, by jump consistent hashing (Lamping and Veach, "A Fast, Minimal
 /// Memory, Consistent Hash Algorithm", 2014): the same while the number of slots is, and where one is added only as many
 /// sockets move as come to have their place there. Slots keep their backends, as far as these stay.
 #[inline(always)]
-fn spread(cookie: [u32; 2], service: &Service) -> u32 {
+fn spread<A: Family>(cookie: [u32; 2], service: &Service<A>) -> u32 {
     let cookie = u64::from(cookie[1]) << 32 | u64::from(cookie[0]);
     let mut key = (cookie ^ (u64::from(service.pool) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    if service.flags & SERVICE_MEMBERS != 0 {
+        return (key >> 32) as u32;
+    }
     let (mut slot, mut next) = (0, 0);
     // About as many turns as the natural logarithm of the slots.
     for _ in 0..MOST_JUMPS {

@@ -1,12 +1,12 @@
 //! Services, their pools and who uses them.
 
-use std::collections::{BTreeMap, HashMap as Index};
+use std::collections::{BTreeMap, BTreeSet, HashMap as Index};
 
 use orch_ebpf::service::{
     AFFINITY_MAP, Affinity, AffinityKey, BACKEND_LOCAL, BACKENDS_MAP, Backend, BackendKey, CHUNK_SLOTS,
-    CLIENT_NAMESPACE, Chunk, ChunkKey, SCOPE_EXTERNAL, SERVICE_HOST_PORT, SERVICE_LOCAL, SERVICE_SOURCES,
-    SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey, SocketOrigin, Source,
-    SourceKey,
+    CLIENT_NAMESPACE, Chunk, ChunkKey, SCOPE_EXTERNAL, SERVICE_HOST_PORT, SERVICE_LOCAL, SERVICE_MEMBERS,
+    SERVICE_SOURCES, SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey,
+    SocketOrigin, Source, SourceKey,
 };
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ pub(super) fn services(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
 }
 
 fn services_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(), DataplaneError> {
-    let all = pins.hash::<ServiceKey<A>, Service, _>(SERVICES_MAP, A::SUFFIX, |key, _| *key)?;
+    let all = pins.hash::<ServiceKey<A>, Service<A>, _>(SERVICES_MAP, A::SUFFIX, |key, _| *key)?;
     let backends: Index<BackendKey, Backend<A>> = pins
         .hash::<_, _, _>(BACKENDS_MAP, A::SUFFIX, |key: &BackendKey, _| *key)?
         .into_iter()
@@ -66,8 +66,12 @@ fn services_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(), 
     Ok(())
 }
 
-/// The backend in each of the service's slots.
-fn slots_of(slots: &Slots, service: &Service) -> Vec<u32> {
+/// The backend in each of the service's slots, or its members.
+fn slots_of<A: MapAddress>(slots: &Slots, service: &Service<A>) -> Vec<u32> {
+    if service.flags & SERVICE_MEMBERS != 0 {
+        let members = service.members.iter().map(|member| member.id);
+        return members.take(service.count as usize).collect();
+    }
     let size = u32::try_from(CHUNK_SLOTS).unwrap_or(u32::MAX);
     (0..service.count.div_ceil(size))
         .flat_map(|chunk| {
@@ -123,10 +127,34 @@ pub(super) fn backends(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
             *slots += 1;
         }
     }
+    count_members::<orch_ebpf::Address4>(pins, &mut uses)?;
+    count_members::<orch_ebpf::Address6>(pins, &mut uses)?;
     let mut table = Table::new(&["id", "backend", "protocol", "local", "node", "pools", "slots"]);
     backends_of::<orch_ebpf::Address4>(pins, &mut table, &uses)?;
     backends_of::<orch_ebpf::Address6>(pins, &mut table, &uses)?;
     Ok(table)
+}
+
+/// Adds the places that backends have in the entries of services: one for each pool, however many services name it.
+fn count_members<A: MapAddress>(
+    pins: &Pins<'_>,
+    uses: &mut Index<u32, (u32, u32, u32)>,
+) -> Result<(), DataplaneError> {
+    let mut seen = BTreeSet::new();
+    let all = pins.hash::<ServiceKey<A>, Service<A>, _>(SERVICES_MAP, A::SUFFIX, |key, _| *key)?;
+    for (_, service) in all
+        .iter()
+        .filter(|(_, service)| service.flags & SERVICE_MEMBERS != 0)
+    {
+        for member in service.members.iter().take(service.count as usize) {
+            if seen.insert((service.pool, member.id)) {
+                let (_, pools, slots) = uses.entry(member.id).or_default();
+                *pools += 1;
+                *slots += 1;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn backends_of<A: MapAddress>(

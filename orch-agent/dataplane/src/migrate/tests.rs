@@ -553,7 +553,7 @@ fn what_nothing_describes_starts_anew() {
     loaded
         .v4
         .services
-        .insert(key, orch_ebpf::service::Service::default(), 0)
+        .insert(key, orch_ebpf::service::Service::<Address4>::default(), 0)
         .unwrap();
     loaded
         .v4

@@ -7,7 +7,7 @@ use std::{
 
 use orch_ebpf::{
     Address,
-    service::{Backend, Chunk, ChunkKey, SourceKey},
+    service::{Backend, Chunk, ChunkKey, MEMBERS_MAX, Member, SourceKey},
 };
 
 use super::{
@@ -16,14 +16,14 @@ use super::{
 };
 
 impl<A: Address> Planner<A> {
-    /// Gives the pool exactly these backends, leaves every slot that may stay as it is, and says how many there are.
+    /// Gives the pool exactly these backends, leaves every slot that may stay as it is, and says how services find them.
     pub(super) fn fill_pool(
         &mut self,
         pool: u32,
         desired: &Pool<A>,
         owner: &Arc<str>,
         phases: &mut Phases<A>,
-    ) -> u32 {
+    ) -> Filled<A> {
         let mut numbers: Vec<u32> = desired
             .backends
             .iter()
@@ -31,11 +31,17 @@ impl<A: Address> Planner<A> {
             .collect();
         let held = self.pools.remove(&pool).unwrap_or_else(|| Held {
             owner: None,
-            slots: Slots::Each(Vec::new()),
+            slots: Slots::Members(Box::default()),
             fallback: false,
             sources: Vec::new(),
         });
+        let are_members = pool::are_members(numbers.len(), &held.slots);
+        if are_members {
+            numbers.sort_unstable();
+        }
         let unchanged = match (&held.slots, desired.spread) {
+            (Slots::Members(members), _) => are_members && **members == *numbers,
+            _ if are_members => false,
             (Slots::Each(slots), Spread::Each) => {
                 slots.len() == numbers.len() && {
                     let present: BTreeSet<u32> = slots.iter().copied().collect();
@@ -56,6 +62,7 @@ impl<A: Address> Planner<A> {
             let old_members = held.slots.members();
             let members: BTreeSet<u32> = numbers.iter().copied().collect();
             let (slots, flat) = match desired.spread {
+                _ if are_members => (Slots::Members(numbers.into_boxed_slice()), Vec::new()),
                 Spread::Each => {
                     let flat = settle(&held.slots.flat(), &members);
                     (Slots::Each(flat.clone()), flat)
@@ -102,11 +109,13 @@ impl<A: Address> Planner<A> {
             slots
         };
         self.put_sources(pool, &held.sources, &desired.sources, phases);
-        let count = match &slots {
-            Slots::Each(slots) => u32::try_from(slots.len()).unwrap_or(u32::MAX),
-            Slots::Table { members, .. } if members.is_empty() => 0,
-            Slots::Table { size, .. } => *size,
-            Slots::Found(_) => 0,
+        let filled = Filled {
+            count: count(&slots),
+            members: match &slots {
+                Slots::Members(numbers) => Some(self.members(numbers)),
+                _ => None,
+            },
+            changed: !unchanged,
         };
         self.pools.insert(
             pool,
@@ -117,7 +126,20 @@ impl<A: Address> Planner<A> {
                 sources: desired.sources.clone(),
             },
         );
-        count
+        filled
+    }
+
+    /// Members of these numbers, as a service's entry holds them.
+    fn members(&self, numbers: &[u32]) -> [Member<A>; MEMBERS_MAX] {
+        let mut members = [Member::default(); MEMBERS_MAX];
+        for (member, id) in members.iter_mut().zip(numbers) {
+            let backend = self.backends.get(id).map(|(backend, _)| *backend);
+            *member = Member {
+                backend: backend.unwrap_or_default(),
+                id: *id,
+            };
+        }
+        members
     }
 
     pub(super) fn put_sources(&self, pool: u32, old: &[(u32, A)], new: &[(u32, A)], phases: &mut Phases<A>) {
@@ -218,11 +240,33 @@ impl<A: Address> Planner<A> {
     }
 }
 
+/// What services say of a pool.
+pub(super) struct Filled<A> {
+    /// How many slots or members are in use.
+    pub count: u32,
+    /// The members, unless they are slots.
+    pub members: Option<[Member<A>; MEMBERS_MAX]>,
+    /// Whether the members may be others than before.
+    pub changed: bool,
+}
+
+/// How many slots or members are in use.
+fn count(slots: &Slots) -> u32 {
+    let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+    match slots {
+        Slots::Members(members) => length(members.len()),
+        Slots::Each(slots) => length(slots.len()),
+        Slots::Table { members, .. } if members.is_empty() => 0,
+        Slots::Table { size, .. } => *size,
+        Slots::Found(_) => 0,
+    }
+}
+
 /// The size of the pool's table so far. Zeros fill no table's slots, so that of an adopted one is where they begin.
 fn table_size(slots: &Slots) -> Option<u32> {
     match slots {
         Slots::Table { size, .. } => Some(*size),
-        Slots::Each(_) => None,
+        Slots::Members(_) | Slots::Each(_) => None,
         Slots::Found(_) => {
             let last = slots.flat().iter().rposition(|number| *number != 0)?;
             u32::try_from(last + 1).ok()

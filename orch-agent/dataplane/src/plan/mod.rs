@@ -1,6 +1,7 @@
 //! From what services should be to the changes of the maps: pure, and in an order that no connection notices.
 //!
-//! A [`Planner`] mirrors one family's service maps. An update of one service touches that service's entries only.
+//! A [`Planner`] mirrors one family's service maps. A pool of few backends stands in the entries of its services, a
+//! larger one in slots. An update of one service touches that service's entries only.
 //! Operations come in the order backends, chunks of slots, services, and then in reverse what has become unused, so
 //! that a reader between any two of them finds for every service a backend for each number below its count. The last
 //! part may wait, so that it meets no reader that began before.
@@ -17,16 +18,36 @@ use std::{
 
 use orch_ebpf::{
     Address, PROTOCOL_UDP,
-    service::{Backend, Chunk, SERVICE_HOST_PORT, Service, ServiceKey},
+    service::{Backend, Chunk, SERVICE_HOST_PORT, SERVICE_MEMBERS, Service, ServiceKey},
 };
 
 use self::pool::Slots;
 pub use self::types::{Desired, Found, Frontend, MapOp, Pool, Spread, Stale, Update};
 
+/// What a service's entry says beside its members, which are its pool's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Route {
+    pool: u32,
+    count: u32,
+    affinity_seconds: u32,
+    flags: u32,
+}
+
+impl<A> From<&Service<A>> for Route {
+    fn from(service: &Service<A>) -> Self {
+        Self {
+            pool: service.pool,
+            count: service.count,
+            affinity_seconds: service.affinity_seconds,
+            flags: service.flags,
+        }
+    }
+}
+
 /// A frontend in the maps.
 #[derive(Debug)]
 struct Entry {
-    service: Service,
+    route: Route,
     owner: Option<Arc<str>>,
 }
 
@@ -104,9 +125,19 @@ impl<A: Address> Planner<A> {
         }
         let mut chunks: HashMap<u32, BTreeMap<u32, Chunk>> = HashMap::new();
         let mut sources: HashMap<u32, Vec<(u32, A)>> = HashMap::new();
+        let mut members: HashMap<u32, Option<Box<[u32]>>> = HashMap::new();
         for (key, service) in found.services {
             chunks.entry(service.pool).or_default();
-            planner.services.insert(key, Entry { service, owner: None });
+            let theirs = members_of(&service);
+            members
+                .entry(service.pool)
+                .and_modify(|known| {
+                    // An agent that died between two entries of a pool left them different: all are to be written.
+                    known.take_if(|known| theirs.as_ref() != Some(&*known));
+                })
+                .or_insert(theirs);
+            let route = Route::from(&service);
+            planner.services.insert(key, Entry { route, owner: None });
         }
         for (key, chunk) in found.chunks {
             // Where no service names the pool, its backends say whose family's it is.
@@ -121,7 +152,10 @@ impl<A: Address> Planner<A> {
         }
         for (number, chunks) in chunks {
             let sources = sources.remove(&number).unwrap_or_default();
-            let slots = Slots::Found(chunks);
+            let slots = match members.remove(&number).flatten() {
+                Some(members) if chunks.is_empty() => Slots::Members(members),
+                _ => Slots::Found(chunks),
+            };
             planner.last_pool = planner.last_pool.max(number);
             for member in slots.members() {
                 planner.hold(member);
@@ -180,10 +214,10 @@ impl<A: Address> Planner<A> {
     /// without an owner, for [`Self::finish`] to remove.
     pub fn claim_host_ports(&mut self, owner: impl Fn(A) -> Option<Arc<str>>) {
         for (key, entry) in &mut self.services {
-            if entry.owner.is_some() || entry.service.flags & SERVICE_HOST_PORT == 0 {
+            if entry.owner.is_some() || entry.route.flags & SERVICE_HOST_PORT == 0 {
                 continue;
             }
-            let pool = self.pools.get_mut(&entry.service.pool);
+            let pool = self.pools.get_mut(&entry.route.pool);
             let member = pool
                 .as_ref()
                 .and_then(|pool| pool.slots.members().first().copied());
@@ -216,37 +250,41 @@ impl<A: Address> Planner<A> {
             .owned
             .remove_entry(name)
             .unwrap_or_else(|| (Arc::from(name), Box::default()));
-        let old: Vec<(ServiceKey<A>, Service)> = old_keys
+        let old: Vec<(ServiceKey<A>, Route)> = old_keys
             .iter()
-            .filter_map(|key| Some((*key, self.services.get(key)?.service)))
+            .filter_map(|key| Some((*key, self.services.get(key)?.route)))
             .collect();
         let numbers = self.number_pools(&name, desired, &frontends);
-        let mut counts = Vec::with_capacity(numbers.len());
+        let mut pools = Vec::with_capacity(numbers.len());
         for (number, pool) in numbers.iter().zip(&desired.pools) {
-            counts.push(match number {
-                Some(number) => self.fill_pool(*number, pool, &name, &mut phases),
-                None => 0,
-            });
+            pools.push(number.map(|number| (number, self.fill_pool(number, pool, &name, &mut phases))));
         }
         let mut keys = Vec::with_capacity(frontends.len());
         for frontend in frontends {
-            let number = numbers.get(frontend.pool).copied().flatten();
-            let (Some(pool), Some(count)) = (number, counts.get(frontend.pool)) else {
+            let Some((pool, filled)) = pools.get(frontend.pool).and_then(Option::as_ref) else {
                 continue;
             };
-            let service = Service {
-                pool,
-                count: *count,
+            let members = filled.members.map_or(0, |_| SERVICE_MEMBERS);
+            let route = Route {
+                pool: *pool,
+                count: filled.count,
                 affinity_seconds: frontend.affinity_seconds,
-                flags: frontend.flags,
+                flags: frontend.flags | members,
             };
-            let entry = Entry {
-                service,
-                owner: Some(Arc::clone(&name)),
-            };
-            let known = self.services.insert(frontend.key, entry);
-            if known.is_none_or(|known| known.service != service) {
-                phases.services.push(MapOp::PutService(frontend.key, service));
+            let owner = Some(Arc::clone(&name));
+            let known = self.services.insert(frontend.key, Entry { route, owner });
+            let same = known.is_some_and(|known| known.route == route);
+            if !same || (filled.changed && filled.members.is_some()) {
+                let service = Service {
+                    pool: route.pool,
+                    count: route.count,
+                    affinity_seconds: route.affinity_seconds,
+                    flags: route.flags,
+                    members: filled.members.unwrap_or_default(),
+                };
+                phases
+                    .services
+                    .push(MapOp::PutService(frontend.key, Box::new(service)));
             }
             keys.push(frontend.key);
         }
@@ -254,7 +292,7 @@ impl<A: Address> Planner<A> {
         for (key, _) in old.iter().filter(|(key, _)| !kept.contains(key)) {
             self.remove_service(*key, &mut phases);
         }
-        let old_pools: BTreeSet<u32> = old.iter().map(|(_, service)| service.pool).collect();
+        let old_pools: BTreeSet<u32> = old.iter().map(|(_, route)| route.pool).collect();
         for pool in old_pools {
             let ours = self
                 .pools
@@ -275,16 +313,16 @@ impl<A: Address> Planner<A> {
     /// its first [`Self::update`].
     pub fn finish(&mut self) -> Update<A> {
         let mut phases = Phases::default();
-        let orphans: Vec<(ServiceKey<A>, Service)> = self
+        let orphans: Vec<(ServiceKey<A>, Route)> = self
             .services
             .iter()
             .filter(|(_, entry)| entry.owner.is_none())
-            .map(|(key, entry)| (*key, entry.service))
+            .map(|(key, entry)| (*key, entry.route))
             .collect();
         for (key, _) in &orphans {
             self.remove_service(*key, &mut phases);
         }
-        let used: BTreeSet<u32> = self.services.values().map(|entry| entry.service.pool).collect();
+        let used: BTreeSet<u32> = self.services.values().map(|entry| entry.route.pool).collect();
         let unused: Vec<u32> = self
             .pools
             .keys()
@@ -328,7 +366,7 @@ impl<A: Address> Planner<A> {
             }
             let known = users
                 .filter_map(|frontend| self.services.get(&frontend.key))
-                .map(|entry| entry.service.pool)
+                .map(|entry| entry.route.pool)
                 .find(|pool| !numbers.contains(&Some(*pool)) && self.pool_is_free_for(name, *pool));
             numbers.push(Some(known.unwrap_or_else(|| {
                 self.last_pool = next::<A>(self.last_pool, |number| self.pools.contains_key(&number));
@@ -347,7 +385,7 @@ impl<A: Address> Planner<A> {
     fn collect(
         &mut self,
         mut phases: Phases<A>,
-        old: &[(ServiceKey<A>, Service)],
+        old: &[(ServiceKey<A>, Route)],
         refused: Vec<ServiceKey<A>>,
     ) -> Update<A> {
         name_stale(&mut phases.stale, old);
@@ -375,7 +413,7 @@ impl<A: Address> Planner<A> {
 }
 
 /// Says of the backends that have left whose clients they had, by the services as they were before.
-fn name_stale<A: Address>(stale: &mut Vec<Stale<A>>, old: &[(ServiceKey<A>, Service)]) {
+fn name_stale<A: Address>(stale: &mut Vec<Stale<A>>, old: &[(ServiceKey<A>, Route)]) {
     for stale in stale.iter_mut() {
         let Stale::Member {
             pool, affinity, udp, ..
@@ -383,8 +421,8 @@ fn name_stale<A: Address>(stale: &mut Vec<Stale<A>>, old: &[(ServiceKey<A>, Serv
         else {
             continue;
         };
-        for (key, service) in old.iter().filter(|(_, service)| service.pool == *pool) {
-            *affinity |= service.affinity_seconds != 0;
+        for (key, route) in old.iter().filter(|(_, route)| route.pool == *pool) {
+            *affinity |= route.affinity_seconds != 0;
             if key.protocol == PROTOCOL_UDP {
                 udp.push(*key);
             }
@@ -394,6 +432,13 @@ fn name_stale<A: Address>(stale: &mut Vec<Stale<A>>, old: &[(ServiceKey<A>, Serv
         Stale::Frontend(_) => true,
         Stale::Member { affinity, udp, .. } => *affinity || !udp.is_empty(),
     });
+}
+
+/// The numbers of the members in a service's entry, if it has any.
+fn members_of<A>(service: &Service<A>) -> Option<Box<[u32]>> {
+    let members = service.members.get(..service.count as usize);
+    let members = members.filter(|_| service.flags & SERVICE_MEMBERS != 0)?;
+    Some(members.iter().map(|member| member.id).collect())
 }
 
 /// The next number of the family after `last` that is not in use: odd ones for IPv4, even ones for IPv6, never zero.

@@ -1,12 +1,14 @@
-//! A pool's slots: what the chunks hold, and the changes from one filling to the next.
+//! Where a pool's backends stand: what the chunks hold, and the changes from one filling to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use orch_ebpf::service::{CHUNK_SLOTS, Chunk, ChunkKey};
+use orch_ebpf::service::{CHUNK_SLOTS, Chunk, ChunkKey, MEMBERS_MAX};
 
-/// The slots of a pool in the order of their numbers.
+/// Where a pool's backends stand. Slots are in the order of their numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Slots {
+    /// In the entries of its services: their numbers in order.
+    Members(Box<[u32]>),
     /// One for each backend.
     Each(Vec<u32>),
     /// A Maglev table of this size over these backends; what it holds is computed when it is asked for.
@@ -25,7 +27,7 @@ impl Slots {
     pub fn members(&self) -> BTreeSet<u32> {
         match self {
             Self::Each(slots) => slots.iter().copied().filter(|number| *number != 0).collect(),
-            Self::Table { members, .. } => members.iter().copied().collect(),
+            Self::Members(members) | Self::Table { members, .. } => members.iter().copied().collect(),
             Self::Found(chunks) => chunks
                 .values()
                 .flat_map(|chunk| chunk.backends)
@@ -38,7 +40,7 @@ impl Slots {
     pub fn flat(&self) -> Vec<u32> {
         match self {
             Self::Each(slots) => slots.clone(),
-            Self::Table { .. } => Vec::new(),
+            Self::Members(_) | Self::Table { .. } => Vec::new(),
             Self::Found(chunks) => {
                 let count = chunks.keys().next_back().map_or(0, |last| *last as usize + 1);
                 // A key from elsewhere may be any number: what no pool of ours has is not laid out.
@@ -53,6 +55,16 @@ impl Slots {
             }
         }
     }
+}
+
+/// Whether so many backends are to stand in the entries of the services. Those of a pool that has slots do when they
+/// are at most three quarters of what fits, since the change moves flows.
+pub fn are_members(backends: usize, held: &Slots) -> bool {
+    let most = match held {
+        Slots::Members(_) => MEMBERS_MAX,
+        _ => MEMBERS_MAX / 4 * 3 + MEMBERS_MAX % 4 * 3 / 4,
+    };
+    backends <= most
 }
 
 /// The chunks of some slots, the last one filled up with zeros.

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orch_ebpf::{
     Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
-    service::{Backend, CHUNK_SLOTS, Chunk, ChunkKey, SCOPE_EXTERNAL, SCOPE_INTERNAL, Service, ServiceKey},
+    service::{
+        Backend, CHUNK_SLOTS, Chunk, ChunkKey, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_MEMBERS, Service,
+        ServiceKey,
+    },
 };
 use proptest::prelude::*;
 
@@ -14,7 +17,7 @@ type A = Address4;
 
 #[derive(Default, Clone)]
 struct Tables {
-    services: BTreeMap<ServiceKey<A>, Service>,
+    services: BTreeMap<ServiceKey<A>, Service<A>>,
     chunks: BTreeMap<ChunkKey, Chunk>,
     backends: BTreeMap<u32, Backend<A>>,
     sources: BTreeSet<(u32, u32, A)>,
@@ -24,7 +27,7 @@ struct Tables {
 impl Tables {
     fn apply(&mut self, ops: &[MapOp<A>]) {
         for op in ops {
-            match *op {
+            match op.clone() {
                 MapOp::PutBackend(id, backend) => {
                     let old = self.backends.insert(id, backend);
                     assert_eq!(old, None, "a backend changed in place");
@@ -33,7 +36,7 @@ impl Tables {
                     self.chunks.insert(key, chunk);
                 }
                 MapOp::PutService(key, service) => {
-                    self.services.insert(key, service);
+                    self.services.insert(key, *service);
                 }
                 MapOp::PutSource(prefix, key) => {
                     self.sources.insert((key.pool, prefix, key.address));
@@ -58,7 +61,7 @@ impl Tables {
         let put: BTreeSet<ChunkKey> = update.now.iter().filter_map(chunk).collect();
         self.later
             .retain(|op| chunk(op).is_none_or(|key| !put.contains(&key)));
-        self.later.extend(update.later.iter().copied());
+        self.later.extend(update.later.iter().cloned());
         self.apply(&update.now);
     }
 
@@ -67,17 +70,29 @@ impl Tables {
         self.apply(&later);
     }
 
-    /// A reader finds a backend for every slot that a service counts.
+    /// A reader finds a backend for every slot and member that a service counts.
     fn check(&self) {
         for (key, service) in &self.services {
             for slot in 0..service.count {
-                let number = self.slot(service.pool, slot);
+                let number = self.number(service, slot);
                 assert!(
                     self.backends.contains_key(&number),
                     "{key:?}: nobody in slot {slot} of {}",
                     service.count
                 );
+                if service.flags & SERVICE_MEMBERS != 0 {
+                    assert_eq!(service.members[slot as usize].backend, self.backends[&number]);
+                }
             }
+        }
+    }
+
+    /// The number of the backend that is a service's member, or in its slot.
+    fn number(&self, service: &Service<A>, slot: u32) -> u32 {
+        if service.flags & SERVICE_MEMBERS != 0 {
+            service.members[slot as usize].id
+        } else {
+            self.slot(service.pool, slot)
         }
     }
 
@@ -92,7 +107,7 @@ impl Tables {
         let service = self.services[key];
         let slots = 0..service.count;
         slots
-            .map(|slot| self.backends[&self.slot(service.pool, slot)])
+            .map(|slot| self.backends[&self.number(&service, slot)])
             .collect()
     }
 
@@ -174,14 +189,58 @@ fn one_endpoint_changed_touches_that_service_only() {
         planner.update(&service.to_string(), &desired(service, &numbers([1, 2, 3]), None));
     }
     let update = planner.update("7", &desired(7, &numbers([1, 3, 4]), None));
-    let [MapOp::PutBackend(id, new), MapOp::PutChunk(_, chunk)] = update.now[..] else {
+    let [MapOp::PutBackend(id, new), MapOp::PutService(at, service)] = &update.now[..] else {
         panic!("{update:?}")
     };
-    assert_eq!(new, backend(4));
-    assert!(chunk.backends.contains(&id));
+    assert_eq!((*new, *at), (backend(4), key(7, SCOPE_INTERNAL)));
+    assert!(service.members[..3].iter().any(|member| member.id == *id));
     assert_eq!(update.later, [], "the others still hold the backend that left");
     let again = planner.update("7", &desired(7, &numbers([1, 3, 4]), None));
     assert!(again.now.is_empty() && again.later.is_empty());
+}
+
+#[test]
+fn few_backends_stand_in_the_service_and_many_in_slots_until_they_are_clearly_few() {
+    let mut tables = Tables::default();
+    let mut planner = Planner::default();
+    let (inside, outside) = (key(1, SCOPE_INTERNAL), key(1, SCOPE_EXTERNAL));
+    for (backends, members) in [(10, true), (11, false), (8, false), (7, true), (10, true)] {
+        let all = numbers(1..=backends);
+        tables.update(&planner.update("a", &desired(1, &all, Some(&all))));
+        for key in [inside, outside] {
+            assert_eq!(
+                tables.services[&key].flags & SERVICE_MEMBERS != 0,
+                members,
+                "{backends}"
+            );
+            assert_eq!(tables.reached(&key).len(), usize::from(backends));
+        }
+        tables.flush();
+        assert_eq!(tables.chunks.is_empty(), members);
+    }
+}
+
+#[test]
+fn entries_of_a_pool_that_a_crash_left_different_are_written_again() {
+    let mut tables = Tables::default();
+    let mut planner = Planner::default();
+    let mut wanted = desired(1, &numbers([1, 2]), None);
+    let mut second = wanted.frontends[0];
+    second.key.port = 81;
+    wanted.frontends.push(second);
+    tables.update(&planner.update("a", &wanted));
+    wanted.pools[0] = pool(&numbers([1, 3]), Spread::Each);
+    let update = planner.update("a", &wanted);
+    // The backend and the first of the two.
+    tables.apply(&update.now[..2]);
+    let mut planner = tables.planner();
+    tables.update(&planner.update("a", &wanted));
+    tables.update(&planner.finish());
+    tables.flush();
+    for frontend in &wanted.frontends {
+        assert_eq!(tables.reached(&frontend.key), [backend(1), backend(3)].into());
+    }
+    assert_eq!(tables.backends.len(), 2);
 }
 
 #[test]
@@ -327,7 +386,7 @@ fn what_left_is_named_with_those_who_knew_it() {
     planner.update("a", &wanted);
     let left = planner.numbers[&backend(2)];
     wanted.pools[0] = pool(&numbers([1]), Spread::Each);
-    let pool = planner.services[&udp].service.pool;
+    let pool = planner.services[&udp].route.pool;
     let member = |backend| Stale::Member {
         pool,
         backend,

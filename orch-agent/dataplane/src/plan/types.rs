@@ -15,7 +15,7 @@ pub struct Frontend<A> {
     pub pool: usize,
 }
 
-/// How a pool's backends stand in its slots.
+/// How a pool's backends stand in its slots, if they are too many to stand in the services' own entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spread {
     /// One slot each, for clients in the cluster.
@@ -56,7 +56,7 @@ impl<A> Default for Desired<A> {
 }
 
 /// One change of one map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MapOp<A> {
     /// Write a backend that no slot names yet.
     PutBackend(u32, Backend<A>),
@@ -65,7 +65,7 @@ pub enum MapOp<A> {
     /// Write a source range, by its prefix length without the pool.
     PutSource(u32, SourceKey<A>),
     /// Write a service.
-    PutService(ServiceKey<A>, Service),
+    PutService(ServiceKey<A>, Box<Service<A>>),
     /// Remove a service.
     RemoveService(ServiceKey<A>),
     /// Remove a source range that no service needs any more.
@@ -111,7 +111,7 @@ pub struct Update<A> {
 #[derive(Debug)]
 pub struct Found<A> {
     /// Services.
-    pub services: Vec<(ServiceKey<A>, Service)>,
+    pub services: Vec<(ServiceKey<A>, Service<A>)>,
     /// Chunks of slots, those of the other family among them.
     pub chunks: Vec<(ChunkKey, Chunk)>,
     /// Backends.

@@ -79,24 +79,24 @@ fn one<A: MapAddress>(
     chunks: &mut ChunkMap,
     op: &MapOp<A>,
 ) -> Result<(), DataplaneError> {
-    match *op {
+    match op {
         MapOp::PutBackend(id, backend) => maps
             .backends
-            .insert(BackendKey { id }, backend, 0)
+            .insert(BackendKey { id: *id }, backend, 0)
             .map_err(failed(BACKENDS_MAP)),
         MapOp::PutChunk(key, chunk) => chunks.insert(key, chunk, 0).map_err(failed(SLOTS_MAP)),
-        MapOp::PutSource(prefix, key) => put_source(&mut maps.sources, &source_key(prefix, key)),
+        MapOp::PutSource(prefix, key) => put_source(&mut maps.sources, &source_key(*prefix, *key)),
         MapOp::PutService(key, service) => maps
             .services
-            .insert(key, service, 0)
+            .insert(key, &**service, 0)
             .map_err(failed(SERVICES_MAP)),
-        MapOp::RemoveService(key) => gone_or(maps.services.remove(&key)).map_err(failed(SERVICES_MAP)),
+        MapOp::RemoveService(key) => gone_or(maps.services.remove(key)).map_err(failed(SERVICES_MAP)),
         MapOp::RemoveSource(prefix, key) => {
-            gone_or(maps.sources.remove(&source_key(prefix, key))).map_err(failed(SOURCES_MAP))
+            gone_or(maps.sources.remove(&source_key(*prefix, *key))).map_err(failed(SOURCES_MAP))
         }
-        MapOp::RemoveChunk(key) => gone_or(chunks.remove(&key)).map_err(failed(SLOTS_MAP)),
+        MapOp::RemoveChunk(key) => gone_or(chunks.remove(key)).map_err(failed(SLOTS_MAP)),
         MapOp::RemoveBackend(id, _) => {
-            gone_or(maps.backends.remove(&BackendKey { id })).map_err(failed(BACKENDS_MAP))
+            gone_or(maps.backends.remove(&BackendKey { id: *id })).map_err(failed(BACKENDS_MAP))
         }
     }
 }
