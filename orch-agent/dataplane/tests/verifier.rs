@@ -34,7 +34,7 @@ const BOUNDS: &[(&str, u32)] = &[
     ("uplink_egress", 180_000),
     ("tunnel_ingress", 300_000),
     ("tunnel_egress", 90_000),
-    ("uplink_xdp", 100_000),
+    ("uplink_xdp", 160_000),
 ];
 /// Half of the kernel's limit.
 const MOST: u32 = 500_000;

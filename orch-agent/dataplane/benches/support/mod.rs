@@ -179,7 +179,7 @@ pub async fn until_services(config: &DataplaneConfig, count: usize) -> Duration 
 
 fn count_keys(path: &Path) -> usize {
     let map = Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap();
-    let services: HashMap<MapData, ServiceKey<Address4>, Service> = map.try_into().unwrap();
+    let services: HashMap<MapData, ServiceKey<Address4>, Service<Address4>> = map.try_into().unwrap();
     services.keys().count()
 }
 
