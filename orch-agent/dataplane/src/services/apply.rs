@@ -88,7 +88,7 @@ fn one<A: MapAddress>(
         MapOp::PutSource(prefix, key) => put_source(&mut maps.sources, &source_key(*prefix, *key)),
         MapOp::PutService(key, service) => maps
             .services
-            .insert(key, &**service, 0)
+            .insert(key, **service, 0)
             .map_err(failed(SERVICES_MAP)),
         MapOp::RemoveService(key) => gone_or(maps.services.remove(key)).map_err(failed(SERVICES_MAP)),
         MapOp::RemoveSource(prefix, key) => {
