@@ -97,7 +97,8 @@ impl Lives {
                 .remove_entry(name)
                 .unwrap_or_else(|| (name.clone(), Record::default()));
             // Those that are asked every other time take turns, so that not all are asked at once.
-            record.asked = closely || record.is_doubtful() || place.wrapping_add(self.rounds).is_multiple_of(2);
+            record.asked =
+                closely || record.is_doubtful() || place.wrapping_add(self.rounds).is_multiple_of(2);
             record.answered = false;
             if record.asked {
                 ask(name);
