@@ -326,3 +326,67 @@ fn another_node_takes_over() -> Result<()> {
     kubectl::run(&["get", "nodes"])?;
     cases.finish()
 }
+
+/// Long enough to notice that a node is silent; the control plane takes it for lost after thirty seconds at the soonest.
+const NOTICED: Duration = Duration::from_secs(5);
+const LOST: Duration = Duration::from_secs(25);
+
+#[test]
+fn a_silent_nodes_backends_get_no_new_connections() -> Result<()> {
+    let ns = fixture("silent")?;
+    ns.objects(&[balancer("all", json!({ "group": "peers" }), json!({}))])?;
+    let mut cases = Cases::default();
+    let victim = NODES[2];
+    let mut targets = Vec::new();
+    for ip in addresses(&ns, "all")? {
+        targets.push(SocketAddr::new(ip, 80));
+    }
+    for node in &NODES[..2] {
+        let port = ns.node_port("all", "tcp")?;
+        targets.extend(node_ips(node)?.into_iter().map(|ip| SocketAddr::new(ip, port)));
+    }
+    let cluster_ips = ns.cluster_ips("all")?;
+    for target in &targets {
+        answers("tcp", *target, &["a", "b", "c"])?;
+    }
+    let port = victim.replace("orch-node", "orch0-");
+    let undo = Undo(format!("ip link set {port} up"));
+    let two = BTreeSet::from(["a".to_owned(), "b".to_owned()]);
+    shell(&format!("ip link set {port} down"))?;
+    let began = Instant::now();
+    thread::sleep(NOTICED);
+    for target in targets.clone() {
+        cases.case(&format!("every connection to {target} is answered"), || {
+            let found = outside_names("tcp", target, 30)?;
+            ensure(found == two, || format!("answers came from {found:?}"))
+        });
+    }
+    for ip in cluster_ips {
+        cases.case(&format!("every connection of a pod to {ip} is answered"), || {
+            let found = names(&ns.ask("a", "tcp", &ip.to_string(), 80, 30)?)?;
+            ensure(found == two, || format!("answers came from {found:?}"))
+        });
+    }
+    cases.case("the control plane knew nothing of it", || {
+        ensure(began.elapsed() < LOST, || {
+            format!("it took {} s", began.elapsed().as_secs())
+        })?;
+        let node = kubectl::json(&["get", "node", victim])?;
+        let conditions = node["status"]["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let ready = conditions
+            .iter()
+            .any(|one| one["type"] == "Ready" && one["status"] == "True");
+        ensure(ready, || format!("{victim} is not Ready"))
+    });
+    drop(undo);
+    for target in targets {
+        cases.case(&format!("{target} leads to the node that is back"), || {
+            answers("tcp", target, &["a", "b", "c"])
+        });
+    }
+    nodes_ready()?;
+    cases.finish()
+}

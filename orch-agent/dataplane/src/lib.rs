@@ -1,7 +1,7 @@
 //! The node's data plane: loads the eBPF programs, keeps their maps true, and connects pods.
 //!
 //! `model` says what the maps should hold, `plan` which changes lead there, `maps` carries them out; `load` and
-//! `links` put the programs in place; `pods`, `uplinks`, `tunnel` and `nodes` are the interfaces and routes. What must outlive the process is
+//! `links` put the programs in place; `pods`, `uplinks`, `tunnel` and `nodes` are the interfaces and routes; `liveness` asks other nodes whether they live. What must outlive the process is
 //! pinned: a new agent adopts it and changes only the differences.
 
 mod addresses;
@@ -13,6 +13,7 @@ mod follow;
 mod health;
 pub mod inspect;
 mod links;
+mod liveness;
 pub mod load;
 pub mod maps;
 mod metrics;
@@ -58,7 +59,10 @@ pub use crate::{
     config::{Bandwidth, DataplaneConfig, HostPort, PodAttachment, Tunnel, XdpMode},
     error::DataplaneError,
 };
-use crate::{metrics::Metrics, netlink::Netlink, services::Services, shared::Shared, uplinks::Uplinks};
+use crate::{
+    liveness::Liveness, metrics::Metrics, netlink::Netlink, services::Services, shared::Shared,
+    uplinks::Uplinks,
+};
 
 /// A node's running data plane; dropping it stops the tasks and leaves the kernel's part working.
 pub struct Dataplane {
@@ -113,6 +117,7 @@ impl Dataplane {
             gone: Mutex::default(),
             sweep: Notify::new(),
             remote: AsyncMutex::default(),
+            liveness: Liveness::default(),
             metrics: Metrics::default(),
             pod_names: OnceLock::new(),
         });
@@ -141,6 +146,7 @@ impl Dataplane {
             }
         }
         tasks.push(tokio::spawn(uplinks::follow(Arc::clone(&shared))?));
+        tasks.push(tokio::spawn(liveness::run(Arc::clone(&shared))));
         tasks.push(tokio::spawn(follow::run(Arc::clone(&shared), cluster)));
         tasks.push(tokio::spawn(sweep::run(Arc::clone(&shared))));
         Ok(Arc::new(Self { shared, tasks }))

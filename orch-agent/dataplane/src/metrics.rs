@@ -66,6 +66,11 @@ struct ProgramLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FamilyLabels {
     family: &'static str,
 }
@@ -337,6 +342,15 @@ fn objects(shared: &Shared, registry: &mut Registry) {
     }
     let pods: Gauge = Gauge::default();
     pods.set(number(shared.pods.lock().iter().count()));
+    let nodes = Family::<StateLabels, Gauge>::default();
+    for (state, count) in shared.liveness.counts() {
+        nodes.get_or_create(&StateLabels { state }).set(number(count));
+    }
+    registry.register(
+        "orch_dataplane_nodes",
+        "Other nodes that are asked whether they live, by what they answer",
+        nodes,
+    );
     registry.register(
         "orch_dataplane_service_ports",
         "Addresses and ports of services, by scope",

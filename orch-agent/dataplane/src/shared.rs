@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 
 use crate::{
-    DataplaneConfig, load::Programs, maps::Maps, metrics::Metrics, monitor::PodNames, netlink::Netlink,
-    nodes::Remote, pods::Pods, policy::Policies, services::Services, uplinks::Uplinks,
+    DataplaneConfig, liveness::Liveness, load::Programs, maps::Maps, metrics::Metrics, monitor::PodNames,
+    netlink::Netlink, nodes::Remote, pods::Pods, policy::Policies, services::Services, uplinks::Uplinks,
 };
 
 /// The one shared state. Lock order, where two are held: services before maps.
@@ -42,6 +42,8 @@ pub struct Shared {
     pub sweep: Notify,
     /// The other nodes; held while the ways to them are changed.
     pub remote: AsyncMutex<Remote>,
+    /// Which other nodes live.
+    pub liveness: Liveness,
     /// What is measured.
     pub metrics: Metrics,
     /// Where the names of this node's pods come from.

@@ -1,7 +1,11 @@
 //! The services of both families in real maps: what is written, found again, and forgotten.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::HashMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    path::PathBuf,
+};
 
 use aya::maps::lpm_trie::Key;
 use k8s_openapi::api::{core::v1::Service as Object, discovery::v1::EndpointSlice};
@@ -64,6 +68,7 @@ fn desired(endpoints: &[(u8, bool)]) -> Both {
     let view = View {
         node_name: "here",
         nodes: &nodes,
+        left_out: &BTreeSet::new(),
     };
     let slices = [slice("IPv4", "10.244.0."), slice("IPv6", "fd00:10:244::")];
     model::service(&object, &slices, &view).0
@@ -215,7 +220,7 @@ fn what_is_known_of_a_backend_goes_with_it() {
     let outcome = services
         .put(&mut maps, "default/s", &desired(&[(1, true), (2, false)]))
         .unwrap();
-    let gone: Vec<IpAddr> = outcome.gone.iter().map(|place| place.ip).collect();
+    let gone: Vec<IpAddr> = outcome.gone.iter().map(|departed| departed.place.ip).collect();
     assert!(gone.contains(&IpAddr::from([10, 244, 0, 2])) && !gone.contains(&IpAddr::from([10, 244, 0, 1])));
     // Two directions of one UDP flow, and one client.
     assert_eq!(services.forget(&mut maps).unwrap(), 3);

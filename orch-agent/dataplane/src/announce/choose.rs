@@ -1,23 +1,11 @@
 //! Who announces an address: pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
+
+use crate::liveness::Life;
 
 /// How many nodes at the head of an address's order take part. More at once would have to die to silence it.
 const RANKS: usize = 8;
-
-/// What is known of another node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Life {
-    /// Not asked yet, or asked too recently.
-    Unknown,
-    /// It answers.
-    Alive,
-    /// It does not.
-    Dead,
-}
 
 /// What this node does about an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,84 +76,10 @@ pub fn choose(order: &[&str], own: &str, holds: bool, life: impl Fn(&str) -> Lif
     choice
 }
 
-/// How the nodes that are asked have answered.
-#[derive(Debug, Default)]
-pub struct Lives {
-    nodes: BTreeMap<String, Record>,
-}
-
-#[derive(Debug)]
-struct Record {
-    life: Life,
-    /// Answers, or misses, one after the other since the last of the other kind.
-    run: u32,
-    answered: bool,
-}
-
-/// Questions without an answer after which a node is dead.
-const MISSES: u32 = 3;
-/// Answers in a row after which a dead node is alive again: its agent should be up when it gets its addresses back.
-const ANSWERS: u32 = 10;
-
-impl Lives {
-    /// What is known of a node.
-    #[must_use]
-    pub fn of(&self, node: &str) -> Life {
-        self.nodes.get(node).map_or(Life::Unknown, |record| record.life)
-    }
-
-    /// Begins a round of questions to these nodes and forgets the others; counts what came of the last round.
-    pub fn round(&mut self, asked: &BTreeSet<String>) {
-        self.nodes.retain(|name, _| asked.contains(name));
-        for record in self.nodes.values_mut() {
-            let answered = std::mem::take(&mut record.answered);
-            record.note(answered);
-        }
-        for name in asked
-            .iter()
-            .filter(|name| !self.nodes.contains_key(*name))
-            .collect::<Vec<_>>()
-        {
-            let record = Record {
-                life: Life::Unknown,
-                run: 0,
-                answered: false,
-            };
-            self.nodes.insert(name.clone(), record);
-        }
-    }
-
-    /// Notes an answer.
-    pub fn answered(&mut self, node: &str) {
-        if let Some(record) = self.nodes.get_mut(node) {
-            record.answered = true;
-        }
-    }
-}
-
-impl Record {
-    fn note(&mut self, answered: bool) {
-        // `run` counts what speaks against the present judgement.
-        let (against, enough, next) = match self.life {
-            Life::Dead => (answered, ANSWERS, Life::Alive),
-            Life::Alive => (!answered, MISSES, Life::Dead),
-            Life::Unknown if answered => {
-                self.life = Life::Alive;
-                self.run = 0;
-                return;
-            }
-            Life::Unknown => (true, MISSES, Life::Dead),
-        };
-        self.run = if against { self.run + 1 } else { 0 };
-        if self.run >= enough {
-            self.life = next;
-            self.run = 0;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -221,33 +135,6 @@ mod tests {
         assert!(choose(&["a", "b"], "b", true, unknown).announce);
         assert!(!choose(&["a", "b"], "b", false, unknown).announce);
         assert!(!choose(&["a", "b"], "b", true, |_| Life::Alive).announce);
-    }
-
-    #[test]
-    fn three_misses_are_death_and_ten_answers_life() {
-        let mut lives = Lives::default();
-        let asked = BTreeSet::from(["a".to_owned()]);
-        let mut rounds = |answers: bool, count: usize| -> Vec<Life> {
-            (0..count)
-                .map(|_| {
-                    lives.round(&asked);
-                    if answers {
-                        lives.answered("a");
-                    }
-                    lives.of("a")
-                })
-                .collect()
-        };
-        assert_eq!(rounds(true, 2), [Life::Unknown, Life::Alive]);
-        // The last round's answer still counts in the next.
-        assert_eq!(rounds(false, 4)[1..], [Life::Alive, Life::Alive, Life::Dead]);
-        assert_eq!(rounds(true, 10)[9], Life::Dead);
-        assert_eq!(rounds(true, 1), [Life::Alive]);
-        let mut silent = Lives::default();
-        (0..4).for_each(|_| silent.round(&asked));
-        assert_eq!(silent.of("a"), Life::Dead);
-        silent.round(&BTreeSet::new());
-        assert_eq!(silent.of("a"), Life::Unknown);
     }
 
     proptest! {

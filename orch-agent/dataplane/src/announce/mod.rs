@@ -5,7 +5,6 @@
 
 mod choose;
 mod frames;
-mod ping;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,19 +19,18 @@ use orch_ebpf::{
 };
 use tokio::sync::watch;
 
-use self::{
-    choose::{Choice, Lives},
-    ping::Pinger,
-};
+use self::choose::Choice;
+pub use self::frames::internet_checksum;
 use crate::{
     DataplaneError,
+    liveness::{Heard, Life},
     maps::{FamilyMaps, MapAddress, failed, gone_or},
     shared::Shared,
     sys,
 };
 
-/// How often nodes are asked whether they live.
-const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How often it is looked whether the network is to be told of an address.
+const TELL_TICK: Duration = Duration::from_millis(500);
 /// How long to wait before trying again what the kernel has refused.
 const RETRY: Duration = Duration::from_secs(1);
 /// When, after an address has come here, the network is told: RFC 5227 section 2.3 asks for two announcements, two
@@ -62,64 +60,38 @@ pub struct Wanted {
 
 /// Runs until the task is dropped. Until it is known what is wanted, what an earlier agent announced stays.
 pub async fn run(shared: Arc<Shared>, mut wanted: watch::Receiver<Option<Wanted>>) {
-    let pinger = loop {
-        match Pinger::new() {
-            Ok(pinger) => break pinger,
-            Err(error) => {
-                tracing::error!(%error, "other nodes cannot be asked whether they live: no address is announced");
-                tokio::time::sleep(Duration::from_secs(60)).await;
-            }
-        }
-    };
+    let mut heard = shared.liveness.heard();
+    let mut uplinks = shared.uplinks.subscribe();
     let mut announcer = Announcer {
         shared,
-        lives: Lives::default(),
-        asked: BTreeMap::new(),
         held: None,
         to_tell: BTreeMap::new(),
     };
-    let mut uplinks = announcer.shared.uplinks.subscribe();
-    let mut ticks = tokio::time::interval(ASK_EVERY);
+    let mut ticks = tokio::time::interval(TELL_TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let current = wanted.borrow_and_update().clone();
         let mut busy = false;
         if let Some(current) = current {
-            if let Err(error) = announcer.settle(&current) {
+            let known = Arc::clone(&heard.borrow_and_update());
+            if let Err(error) = announcer.settle(&current, &known) {
                 tracing::error!(%error, "announced addresses could not be brought up to date, trying again");
                 announcer.held = None;
                 tokio::time::sleep(RETRY).await;
             }
-            busy = !announcer.asked.is_empty() || !announcer.to_tell.is_empty() || announcer.held.is_none();
+            busy = !announcer.to_tell.is_empty() || announcer.held.is_none();
         }
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
             changed = uplinks.changed() => if changed.is_err() { return },
-            _ = ticks.tick(), if busy => {
-                let asked = announcer.asked.keys().cloned().collect();
-                announcer.lives.round(&asked);
-                for address in announcer.asked.values().flatten() {
-                    if let Err(error) = pinger.ask(*address) {
-                        tracing::debug!(%error, %address, "a node cannot be asked whether it lives");
-                    }
-                }
-            }
-            answers = pinger.answers(), if busy => match answers {
-                Ok(answers) => announcer.note(&answers),
-                Err(error) => {
-                    tracing::warn!(%error, "answers of other nodes cannot be read");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
+            changed = heard.changed() => if changed.is_err() { return },
+            _ = ticks.tick(), if busy => {}
         }
     }
 }
 
 struct Announcer {
     shared: Arc<Shared>,
-    lives: Lives,
-    /// The nodes that are asked, with their addresses.
-    asked: BTreeMap<String, Vec<IpAddr>>,
     /// What the maps hold, once that is known.
     held: Option<BTreeMap<IpAddr, Announced>>,
     /// When the network is to be told of which address, and for which time.
@@ -127,16 +99,8 @@ struct Announcer {
 }
 
 impl Announcer {
-    fn note(&mut self, answers: &[IpAddr]) {
-        for (name, addresses) in &self.asked {
-            if addresses.iter().any(|address| answers.contains(address)) {
-                self.lives.answered(name);
-            }
-        }
-    }
-
     /// Makes the maps what they should be, and says what has come here.
-    fn settle(&mut self, wanted: &Wanted) -> Result<(), DataplaneError> {
+    fn settle(&mut self, wanted: &Wanted, heard: &Heard) -> Result<(), DataplaneError> {
         let held = match self.held.take() {
             Some(held) => held,
             None => self.read()?,
@@ -154,7 +118,7 @@ impl Announcer {
                 continue;
             }
             let order = choose::order(*address, wanted.nodes.keys(), only.as_ref());
-            let life = |name: &str| self.lives.of(name);
+            let life = |name: &str| heard.get(name).map_or(Life::Unknown, |seen| seen.life);
             let Choice { announce, ask: more } =
                 choose::choose(&order, own, held.contains_key(address), life);
             ask.extend(more);
@@ -166,7 +130,8 @@ impl Announcer {
             let addresses = wanted.nodes.get(&name).cloned().unwrap_or_default();
             (name, addresses)
         };
-        self.asked = ask.into_iter().map(addresses).collect();
+        let liveness = &self.shared.liveness;
+        liveness.ask_for_announcements(ask.into_iter().map(addresses).collect());
         self.write(&held, &desired)?;
         let now = Instant::now();
         for (address, place) in &desired {
@@ -308,7 +273,7 @@ mod tests {
         to_tell.insert(address(5001), (start + TELL_EVERY, 1));
         let mut told = BTreeSet::new();
         for tick in 0..40 {
-            let now = start + ASK_EVERY * tick;
+            let now = start + TELL_TICK * tick;
             let due = due(&to_tell, now);
             assert_eq!(due.contains(&address(5000)), tick == 0);
             assert!(due.len() <= TELL_AGAIN_AT_ONCE + 2);

@@ -20,10 +20,10 @@ use tokio::{
 
 use self::index::{Index, name};
 use crate::{
-    DataplaneError, announce, health,
+    DataplaneError, announce, health, liveness,
     model::{self, Balancer, Both, HealthCheck, NodeInfo, RemoteNode, View},
     nodes,
-    services::{Outcome, Place},
+    services::{Departed, Outcome, Place},
     shared::Shared,
     sockets::{self, Gone, PodName},
 };
@@ -51,6 +51,7 @@ pub async fn run(shared: Arc<Shared>, cluster: Arc<Cluster>) {
     ));
     let mut changes = cluster.changes();
     let mut marks = cluster.changed();
+    let mut heard = shared.liveness.heard();
     if cluster.ready().await.is_err() {
         return;
     }
@@ -63,6 +64,8 @@ pub async fn run(shared: Arc<Shared>, cluster: Arc<Cluster>) {
         gone,
         index: Index::default(),
         nodes: HashMap::new(),
+        left_out: BTreeSet::new(),
+        withheld: BTreeSet::new(),
         remote: None,
         troubles: BTreeMap::new(),
         contested: BTreeSet::new(),
@@ -120,6 +123,13 @@ pub async fn run(shared: Arc<Shared>, cluster: Arc<Cluster>) {
                 }
                 nodes_due = Some(Instant::now() + NODES_EVERY);
             }
+            told = heard.changed() => {
+                if told.is_err() {
+                    return;
+                }
+                let left_out = liveness::left_out(&heard.borrow_and_update());
+                follower.leave_out(left_out);
+            }
             () = sleep(soonest) => {
                 follower.flush();
             }
@@ -151,6 +161,11 @@ struct Follower {
     gone: mpsc::UnboundedSender<Gone>,
     index: Index,
     nodes: HashMap<String, NodeInfo>,
+    /// The nodes whose backends get no new connections, since they do not answer.
+    left_out: BTreeSet<String>,
+    /// Backends of theirs that no service has any more. They may come back: their sockets stay until it is the cluster that
+    /// says so.
+    withheld: BTreeSet<Departed>,
     remote: Option<Vec<RemoteNode>>,
     /// What has been said of a service, so that it is said once.
     troubles: BTreeMap<Arc<str>, Vec<String>>,
@@ -194,6 +209,48 @@ impl Follower {
         }
     }
 
+    /// Has the services looked at again that have endpoints on a node that is left out from now on, or no longer.
+    fn leave_out(&mut self, left_out: BTreeSet<String>) {
+        let before = std::mem::replace(&mut self.left_out, left_out);
+        if before == self.left_out {
+            return;
+        }
+        self.dirty.since.get_or_insert_with(Instant::now);
+        if !self.dirty.everything {
+            let differs = |name: &str| before.contains(name) != self.left_out.contains(name);
+            self.dirty.services.extend(self.index.on_nodes(differs));
+        }
+    }
+
+    /// Tells whose backends are to be asked after: the nodes that hold any.
+    fn tell_holders(&self) {
+        let own = &self.shared.config.node_name;
+        let holders = self.index.holders().filter(|name| *name != own);
+        let nodes = holders
+            .filter_map(|name| Some((name.clone(), self.nodes.get(name)?.addresses.clone())))
+            .collect();
+        self.shared.liveness.ask_for_services(nodes);
+    }
+
+    /// Tells of the backends that are gone, but for those that are only left out.
+    fn tell_departed(&mut self) {
+        let silent: BTreeSet<IpAddr> = self
+            .left_out
+            .iter()
+            .filter_map(|name| self.nodes.get(name))
+            .flat_map(|node| node.addresses.iter().copied())
+            .collect();
+        let departed = std::mem::take(&mut self.withheld).into_iter();
+        let (withheld, gone): (BTreeSet<_>, BTreeSet<_>) =
+            departed.partition(|departed| silent.contains(&departed.node));
+        self.withheld = withheld;
+        let gone: Vec<Place> = gone.into_iter().map(|departed| departed.place).collect();
+        if !gone.is_empty() {
+            // The task ends only with this one.
+            let _ = self.gone.send(Gone::Backends(gone));
+        }
+    }
+
     /// Looks at the nodes again: ways to them, and the services that their addresses and zones concern.
     async fn sync_nodes(&mut self) -> Result<(), DataplaneError> {
         let all = self.cluster.nodes.state();
@@ -222,7 +279,10 @@ impl Follower {
                 .extend(self.index.on_nodes(|name| moved.contains(name)));
         }
         self.unpublished |= self.nodes != infos;
-        self.nodes = infos;
+        if self.nodes != infos {
+            self.nodes = infos;
+            self.tell_holders();
+        }
         self.publish();
         let remote = model::remote_nodes(all.iter().map(AsRef::<Node>::as_ref), own);
         if self.remote.as_ref() != Some(&remote) {
@@ -236,6 +296,7 @@ impl Follower {
     async fn sync_services(&mut self) -> Result<(), DataplaneError> {
         let dirty = std::mem::take(&mut self.dirty);
         if !dirty.everything && dirty.services.is_empty() {
+            self.tell_departed();
             return Ok(());
         }
         let started = Instant::now();
@@ -321,6 +382,7 @@ impl Follower {
         let view = View {
             node_name: &self.shared.config.node_name,
             nodes: &self.nodes,
+            left_out: &self.left_out,
         };
         let (desired, mut troubles, check, balancer) = match service {
             None => (Both::default(), Vec::new(), None, None),
@@ -365,9 +427,10 @@ impl Follower {
             let mut services = self.shared.services.lock();
             services.forget(&mut self.shared.maps.lock())?;
         }
-        if !outcome.gone.is_empty() {
-            // The task ends only with this one.
-            let _ = self.gone.send(Gone::Backends(outcome.gone));
+        self.withheld.extend(outcome.gone);
+        self.tell_departed();
+        if self.index.holders_changed() {
+            self.tell_holders();
         }
         self.publish();
         self.shared.services_changed.send_modify(|count| *count += 1);

@@ -24,6 +24,8 @@ struct Parsed<A> {
     node: A,
     state: State,
     local: bool,
+    /// Whether its node answers this one, or is not known to be silent.
+    answers: bool,
     /// Whether its hints name any node, and this one.
     node_hint: Hint,
     /// Whether its hints name any zone, and this node's.
@@ -145,13 +147,25 @@ impl<A: Address> OfPort<A> {
     }
 
     /// The endpoints under the policy `Cluster`: the ready ones that topology hints allow, or where none is ready
-    /// those that still serve while they terminate.
+    /// those that still serve while they terminate. Those on nodes that do not answer are as if they were not, as
+    /// they will be once the control plane has noticed, unless nobody else is left.
     pub fn cluster(&self) -> Chosen<A> {
+        if self.0.iter().any(|(parsed, _)| !parsed.answers) {
+            let answering = self.0.iter().filter(|(parsed, _)| parsed.answers);
+            let chosen = Self(answering.copied().collect()).whoever_answers();
+            if !chosen.backends.is_empty() {
+                return chosen;
+            }
+        }
+        self.whoever_answers()
+    }
+
+    fn whoever_answers(&self) -> Chosen<A> {
         let allowed = self.hinted();
         self.choose(|parsed| allowed(parsed), |_| true)
     }
 
-    /// The endpoints under the policy `Local`.
+    /// The endpoints under the policy `Local`; this node need not ask itself.
     pub fn local(&self) -> Chosen<A> {
         self.choose(|parsed| parsed.local, |parsed| parsed.local)
     }
@@ -223,6 +237,7 @@ fn parse<A: Address>(slice: usize, endpoint: &Endpoint, view: &View<'_>) -> Opti
         node,
         state: state(endpoint),
         local,
+        answers: node_name.is_none_or(|name| !view.left_out.contains(name)),
         node_hint: hint(nodes.iter().map(|node| node.name.as_str()), Some(view.node_name)),
         zone_hint: hint(zones.iter().map(|zone| zone.name.as_str()), zone),
     })
@@ -251,6 +266,11 @@ fn state(endpoint: &Endpoint) -> State {
     } else {
         State::Silent
     }
+}
+
+/// Whether the endpoint takes connections, be it only while it terminates and no other is left.
+pub fn serves(endpoint: &Endpoint) -> bool {
+    state(endpoint) != State::Silent
 }
 
 /// Names of the nodes on which the service has an endpoint that is ready, or where none is, one that still serves.

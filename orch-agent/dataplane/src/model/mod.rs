@@ -19,6 +19,7 @@ use orch_ebpf::{
     service::{SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_LOCAL, SERVICE_SOURCES, ServiceKey},
 };
 
+pub use self::endpoints::serves;
 use self::endpoints::{Chosen, Endpoints};
 pub use self::node::{EXCLUDE_LABEL, NodeInfo, RemoteNode, ZONE_LABEL, info, remote_nodes};
 use crate::plan::{Desired, Frontend, Pool, Spread};
@@ -41,6 +42,8 @@ pub struct View<'a> {
     pub node_name: &'a str,
     /// Every node, this one included, by name.
     pub nodes: &'a HashMap<String, NodeInfo>,
+    /// Nodes that do not answer this one: their backends are left out where there are others.
+    pub left_out: &'a BTreeSet<String>,
 }
 
 /// What a service should be in either family.

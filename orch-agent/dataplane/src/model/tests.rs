@@ -1,6 +1,6 @@
 //! Services and slices as the API serves them, and the frontends and pools that they become.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::api::{
     core::v1::{Node, Service},
@@ -42,11 +42,18 @@ fn objects(object: Value, slices: Value) -> (Service, Vec<EndpointSlice>) {
 }
 
 fn convert_object(object: Value, slices: Value) -> (Both, Vec<String>) {
+    convert_without(&[], object, slices)
+}
+
+/// The same where these nodes do not answer.
+fn convert_without(left_out: &[&str], object: Value, slices: Value) -> (Both, Vec<String>) {
     let (object, slices) = objects(object, slices);
     let nodes = nodes();
+    let left_out = left_out.iter().map(|&name| name.to_owned()).collect();
     let view = View {
         node_name: "here",
         nodes: &nodes,
+        left_out: &left_out,
     };
     service(&object, &slices, &view)
 }
@@ -336,6 +343,62 @@ fn balancers_are_announced_by_who_may() {
 }
 
 #[test]
+fn who_does_not_answer_is_left_out_where_others_are_left() {
+    // Each is its node, whether it is ready, or terminating, and the zone it is for.
+    let of =
+        |left_out: &[&str], policy: &str, endpoints: &[(&str, Value, Option<&str>)]| -> (Vec<u8>, bool) {
+            let endpoints: Vec<Value> = (1..)
+            .zip(endpoints)
+            .map(|(last, (node, conditions, zone))| {
+                let hints = zone.map(|zone| json!({"forZones": [{"name": zone}]}));
+                json!({"addresses": [format!("10.244.0.{last}")], "nodeName": node, "conditions": conditions,
+                    "hints": hints})
+            })
+            .collect();
+            let spec =
+                json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}], "internalTrafficPolicy": policy});
+            let object = json!({"metadata": {"name": "s"}, "spec": spec});
+            let slices = json!([slice(json!([{"name": "", "port": 80}]), json!(endpoints))]);
+            let (both, _) = convert_without(left_out, object, slices);
+            let pool = pool(&both.v4, CLUSTER_IP, 80, PROTOCOL_TCP, SCOPE_INTERNAL);
+            let lasts = pool.backends.iter().map(|backend| backend.address[3]);
+            (lasts.collect(), pool.fallback)
+        };
+    let ready = || json!({"ready": true});
+    let leaving = || json!({"ready": false, "serving": true, "terminating": true});
+    let three = [
+        ("here", ready(), None),
+        ("there", ready(), None),
+        ("beyond", ready(), None),
+    ];
+    assert_eq!(of(&[], "Cluster", &three), (vec![1, 2, 3], false));
+    assert_eq!(of(&["there"], "Cluster", &three), (vec![1, 3], false));
+    assert_eq!(of(&["there", "beyond"], "Cluster", &three), (vec![1], false));
+    assert_eq!(of(&["there"], "Local", &three), (vec![1], false));
+    let elsewhere = &three[1..];
+    assert_eq!(of(&["there"], "Cluster", elsewhere), (vec![2], false));
+    assert_eq!(
+        of(&["there", "beyond"], "Cluster", elsewhere),
+        (vec![1, 2], false),
+        "nobody else is left"
+    );
+    let last = [("here", leaving(), None), ("there", ready(), None)];
+    assert_eq!(of(&[], "Cluster", &last), (vec![2], false));
+    assert_eq!(
+        of(&["there"], "Cluster", &last),
+        (vec![1], true),
+        "as when the control plane says that it is not ready"
+    );
+    let zones = [("there", ready(), Some("a")), ("beyond", ready(), Some("b"))];
+    assert_eq!(of(&[], "Cluster", &zones), (vec![1], false));
+    assert_eq!(
+        of(&["there"], "Cluster", &zones),
+        (vec![2], false),
+        "another zone is better than nobody"
+    );
+}
+
+#[test]
 fn a_health_check_counts_ready_endpoints_here() {
     let endpoints = json!([{"addresses": ["10.244.0.1"], "nodeName": "here"}, {"addresses": ["10.244.0.2"], "nodeName": "there"},
         {"addresses": ["10.244.0.3"], "nodeName": "here", "conditions": {"ready": false}}]);
@@ -344,6 +407,7 @@ fn a_health_check_counts_ready_endpoints_here() {
     let view = View {
         node_name: "here",
         nodes: &nodes,
+        left_out: &BTreeSet::new(),
     };
     let of = |policy: &str| {
         let (object, slices) = objects(

@@ -42,6 +42,15 @@ pub struct Place {
     pub protocol: u8,
 }
 
+/// A backend that no service has any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Departed {
+    /// Where it was.
+    pub place: Place,
+    /// The address of its node; all zero where that is not known.
+    pub node: IpAddr,
+}
+
 /// What became of an update.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -50,7 +59,7 @@ pub struct Outcome {
     /// Whether a frontend became free, so that others may have it.
     pub released: bool,
     /// Backends that no service has any more, unless in another guise: on another node, or local.
-    pub gone: Vec<Place>,
+    pub gone: Vec<Departed>,
     /// Whether the maps changed.
     pub changed: bool,
 }
@@ -66,7 +75,10 @@ impl Outcome {
         self.released |= update.now.iter().any(|op| matches!(op, MapOp::RemoveService(_)));
         self.changed |= !update.now.is_empty() || !update.later.is_empty();
         self.gone.extend(update.later.iter().filter_map(|op| match op {
-            MapOp::RemoveBackend(_, backend) => Some(place(backend)),
+            MapOp::RemoveBackend(_, backend) => Some(Departed {
+                place: place(backend),
+                node: backend.node.ip(),
+            }),
             _ => None,
         }));
     }

@@ -1,5 +1,6 @@
 //! The one place with `unsafe`: BPF links, which aya can make but not swap at a cgroup, and entering a namespace.
 
+pub mod icmp;
 pub mod map;
 pub mod packet;
 
