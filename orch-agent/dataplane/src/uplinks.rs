@@ -18,7 +18,7 @@ use orch_ebpf::{
 use crate::{
     DataplaneConfig, DataplaneError,
     maps::{MapAddress, failed, gone_or},
-    netlink::{Change, Interface, Kind, Netlink},
+    netlink::{Aggregates, Change, Interface, Kind, Netlink},
     nodes, pods,
     shared::Shared,
     sysctl, tunnel,
@@ -56,6 +56,14 @@ impl Uplinks {
     /// Every uplink, the primary one first.
     pub fn all(&self) -> impl Iterator<Item = &Uplink> {
         std::iter::once(&self.primary).chain(&self.others)
+    }
+
+    /// What every uplink takes in one piece.
+    #[must_use]
+    pub fn aggregates(&self) -> Aggregates {
+        self.all()
+            .map(|uplink| uplink.interface.aggregates)
+            .fold(Aggregates::MOST, Aggregates::min)
     }
 
     /// Every address of the node, on any interface but the loopback and pods'.
@@ -344,6 +352,7 @@ mod tests {
             mac: [0; 6],
             kind,
             loopback: name == "lo",
+            aggregates: Aggregates::DEFAULT,
         }
     }
 
