@@ -423,6 +423,32 @@ mod tests {
     }
 
     #[test]
+    fn aggregates_are_what_each_uplink_takes() {
+        let (mut interfaces, addresses) = machine();
+        let all = |interfaces: &[Interface]| {
+            choose(&settings(&[], &["198.51.100.1"]), interfaces, &addresses, &[2])
+                .unwrap()
+                .aggregates()
+        };
+        assert_eq!(all(&interfaces), Aggregates::DEFAULT);
+        for interface in &mut interfaces {
+            interface.aggregates = Aggregates::MOST;
+        }
+        // That of another interface says nothing.
+        interfaces[4].aggregates = Aggregates::DEFAULT;
+        assert_eq!(all(&interfaces), Aggregates::MOST);
+        interfaces[1].aggregates.v4 = 200_000;
+        interfaces[3].aggregates.v6 = 100_000;
+        assert_eq!(
+            all(&interfaces),
+            Aggregates {
+                v4: 200_000,
+                v6: 100_000
+            }
+        );
+    }
+
+    #[test]
     fn named_uplinks_are_the_only_ones() {
         let (interfaces, addresses) = machine();
         let found = choose(
