@@ -69,7 +69,8 @@ impl Aggregates {
         }
     }
 
-    /// As attributes of an interface, where they are more than what it has without.
+    /// As attributes of an interface, where they are more than what it has without. Kernels before 6.3 know none of IPv4,
+    /// and pass over it.
     fn attributes(self) -> Vec<LinkAttribute> {
         let mut attributes = Vec::new();
         if self.v6 > Self::DEFAULT.v6 {
@@ -424,7 +425,6 @@ fn interface(message: &LinkMessage) -> Interface {
         aggregates: Aggregates::DEFAULT,
     };
     let mut parent = 0;
-    let (mut v4, mut v6) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => found.name.clone_from(name),
@@ -432,8 +432,8 @@ fn interface(message: &LinkMessage) -> Interface {
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
             LinkAttribute::Address(mac) => found.mac = mac.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::Link(index) => parent = *index,
-            LinkAttribute::GsoMaxSize(most) => v6 = Some(*most),
-            LinkAttribute::GsoIpv4MaxSize(most) => v4 = Some(*most),
+            LinkAttribute::GsoMaxSize(most) => found.aggregates.v6 = *most,
+            LinkAttribute::GsoIpv4MaxSize(most) => found.aggregates.v4 = *most,
             LinkAttribute::LinkInfo(info) => {
                 found.kind = info
                     .iter()
@@ -447,10 +447,6 @@ fn interface(message: &LinkMessage) -> Interface {
             }
             _ => {}
         }
-    }
-    // Kernels before 6.3 know of IPv6's alone, and on 6.1 a pod's transfer stalled with them.
-    if let (Some(v4), Some(v6)) = (v4, v6) {
-        found.aggregates = Aggregates { v4, v6 };
     }
     if let Kind::Vlan(on) = &mut found.kind {
         *on = parent;
