@@ -25,11 +25,12 @@ abi!(BucketKey, size 8, align 4, { ifindex @ 0, direction @ 4 });
 pub struct Bucket {
     /// Bytes a second.
     pub rate: u64,
-    /// Most bytes that may pass at once, at least one packet of 64 KiB.
+    /// Most bytes that may pass at once, but for a packet that is longer: it passes a full bucket.
     pub burst: u64,
     /// Bytes left when last taken from; written by the programs.
     pub tokens: u64,
-    /// When that was, in nanoseconds of `CLOCK_MONOTONIC`; written by the programs.
+    /// When that was, in nanoseconds of `CLOCK_MONOTONIC`, or from when on bytes are earned again after a packet longer than
+    /// the burst; written by the programs.
     pub last: u64,
 }
 

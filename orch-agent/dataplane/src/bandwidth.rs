@@ -12,7 +12,7 @@ use crate::{
     maps::{Maps, failed, gone_or},
 };
 
-/// Least burst in bytes: one packet of the largest size that segmentation offload hands to a device.
+/// Least burst in bytes: one packet of the largest size that segmentation offload hands to a device by default.
 const BURST_MIN: u64 = 64 * 1024;
 /// A burst holds this part of a second's bytes, so that a fast limit is reached at all between two packets of a sender
 /// that waits for acknowledgements.

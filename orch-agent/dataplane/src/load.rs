@@ -425,6 +425,7 @@ mod tests {
             mac: [0; 6],
             kind: Kind::Veth,
             loopback: false,
+            aggregates: crate::netlink::Aggregates::DEFAULT,
         };
         (place, interface)
     }

@@ -18,7 +18,7 @@ use crate::{
     config::Tunnel,
     maps::{MapAddress, failed, gone_or},
     model::RemoteNode,
-    netlink::Hop,
+    netlink::{Fits, Hop},
     shared::Shared,
     tunnel,
 };
@@ -221,7 +221,12 @@ async fn put_routes(
                     let source = config.node_ip_like(net.addr());
                     shared.netlink.route_direct(*net, index, source).await
                 }
-                Hop::Gateway(gateway) => shared.netlink.route_via(*net, gateway, None, None).await,
+                Hop::Gateway(gateway) => {
+                    shared
+                        .netlink
+                        .route_via(*net, gateway, None, Fits::default())
+                        .await
+                }
             };
             if let Err(error) = put {
                 tracing::debug!(node = node.name, %error, "no route");

@@ -18,7 +18,7 @@ use orch_ebpf::{
 use crate::{
     DataplaneConfig, DataplaneError,
     maps::{MapAddress, failed, gone_or},
-    netlink::{Change, Interface, Kind, Netlink},
+    netlink::{Aggregates, Change, Interface, Kind, Netlink},
     nodes, pods,
     shared::Shared,
     sysctl, tunnel,
@@ -56,6 +56,14 @@ impl Uplinks {
     /// Every uplink, the primary one first.
     pub fn all(&self) -> impl Iterator<Item = &Uplink> {
         std::iter::once(&self.primary).chain(&self.others)
+    }
+
+    /// What every uplink takes in one piece.
+    #[must_use]
+    pub fn aggregates(&self) -> Aggregates {
+        self.all()
+            .map(|uplink| uplink.interface.aggregates)
+            .fold(Aggregates::MOST, Aggregates::min)
     }
 
     /// Every address of the node, on any interface but the loopback and pods'.
@@ -344,6 +352,7 @@ mod tests {
             mac: [0; 6],
             kind,
             loopback: name == "lo",
+            aggregates: Aggregates::DEFAULT,
         }
     }
 
@@ -411,6 +420,32 @@ mod tests {
             Some("2001:db8::1")
         );
         assert_eq!(source::<Address6>(&uplink(&["fe80::1/64"]), &[]), None);
+    }
+
+    #[test]
+    fn aggregates_are_what_each_uplink_takes() {
+        let (mut interfaces, addresses) = machine();
+        let all = |interfaces: &[Interface]| {
+            choose(&settings(&[], &["198.51.100.1"]), interfaces, &addresses, &[2])
+                .unwrap()
+                .aggregates()
+        };
+        assert_eq!(all(&interfaces), Aggregates::DEFAULT);
+        for interface in &mut interfaces {
+            interface.aggregates = Aggregates::MOST;
+        }
+        // That of another interface says nothing.
+        interfaces[4].aggregates = Aggregates::DEFAULT;
+        assert_eq!(all(&interfaces), Aggregates::MOST);
+        interfaces[1].aggregates.v4 = 200_000;
+        interfaces[3].aggregates.v6 = 100_000;
+        assert_eq!(
+            all(&interfaces),
+            Aggregates {
+                v4: 200_000,
+                v6: 100_000
+            }
+        );
     }
 
     #[test]

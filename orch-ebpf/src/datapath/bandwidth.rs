@@ -23,20 +23,25 @@ pub fn take(ifindex: u32, direction: u8, bytes: usize) -> Result<(), DropReason>
     // SAFETY: the helper takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
     // More than four seconds fill any bucket that the agent makes; the bound keeps the product in 64 bits.
-    let microseconds = now.wrapping_sub(bucket.last).min(1 << 32) / 1000;
+    let microseconds = now.saturating_sub(bucket.last).min(1 << 32) / 1000;
     let earned = microseconds * bucket.rate / 1_000_000;
     let tokens = bucket.tokens.saturating_add(earned).min(bucket.burst);
     let bytes = bytes as u64;
+    let (needed, owed) = (bytes.min(bucket.burst), bytes.saturating_sub(bucket.burst));
     // Time that has earned nothing yet stays on the clock, or slow buckets would never fill.
     if earned > 0 {
         bucket.last = now;
     }
-    if tokens < bytes {
+    if tokens < needed {
         if earned > 0 {
             bucket.tokens = tokens;
         }
         return Err(DropReason::Bandwidth);
     }
-    bucket.tokens = tokens - bytes;
+    bucket.tokens = tokens - needed;
+    // An aggregate that no bucket holds takes a full one, and the time in which the rest is earned.
+    if owed > 0 && bucket.rate > 0 {
+        bucket.last = now + owed * 1_000_000_000 / bucket.rate;
+    }
     Ok(())
 }

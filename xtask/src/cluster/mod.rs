@@ -1,5 +1,6 @@
 //! A cluster on this machine: each node a network namespace with its own containerd and agent.
 
+mod aggregates;
 pub mod cgroup;
 pub mod down;
 pub mod kubectl;

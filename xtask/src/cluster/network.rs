@@ -5,6 +5,7 @@ use std::{fs, net::IpAddr, path::Path};
 use anyhow::{Context as _, Result};
 
 use super::{
+    aggregates,
     layout::{self, BRIDGE, Node, SUBNET, SUBNET6, UPLINK},
     modes::{Modes, Xdp},
     pass,
@@ -63,6 +64,13 @@ pub fn create_node(node: Node, modes: Modes) -> Result<()> {
             "link", "add", &port, "type", "veth", "peer", "name", UPLINK, "netns", &name,
         ])?;
     }
+    // The bridge hands on whatever comes. XDP does not: a veth copies each packet for it, and drops the longest.
+    let most = match modes.xdp {
+        Xdp::Native | Xdp::Generic => aggregates::DEFAULT,
+        Xdp::Auto | Xdp::Off => aggregates::MOST,
+    };
+    aggregates::set(&port, most)?;
+    aggregates::set_inside(&node.netns(), UPLINK, most)?;
     ip(&["link", "set", &port, "master", BRIDGE, "up"])?;
     let inside = |args: &[&str]| run::output(run::command("ip", ["-n", &name]).args(args));
     inside(&["link", "set", "lo", "up"])?;

@@ -17,7 +17,7 @@ use crate::{DataplaneError, sys};
 
 mod routes;
 
-pub use routes::Hop;
+pub use routes::{Fits, Hop};
 
 /// A connection to one network namespace's rtnetlink.
 pub struct Netlink {
@@ -37,6 +37,52 @@ pub enum Kind {
     Other,
 }
 
+/// The largest TCP aggregates, packets of many segments in one buffer, that an interface is handed whole: in bytes, headers
+/// included. Longer ones are cut into their segments before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Aggregates {
+    /// Of IPv4.
+    pub v4: u32,
+    /// Of IPv6.
+    pub v6: u32,
+}
+
+impl Aggregates {
+    /// What every interface takes, and the kernel's default: as much as IPv4 can say the length of
+    /// (`GSO_LEGACY_MAX_SIZE` in linux/netdevice.h).
+    pub const DEFAULT: Self = Self {
+        v4: 65_536,
+        v6: 65_536,
+    };
+    /// The most that any interface takes, veths too (`GSO_MAX_SIZE` in linux/netdevice.h).
+    pub const MOST: Self = Self {
+        v4: 524_280,
+        v6: 524_280,
+    };
+
+    /// What takes no more than either.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Self {
+            v4: self.v4.min(other.v4),
+            v6: self.v6.min(other.v6),
+        }
+    }
+
+    /// As attributes of an interface, where they are more than what it has without. Kernels before 6.3 know none of IPv4,
+    /// and pass over it.
+    fn attributes(self) -> Vec<LinkAttribute> {
+        let mut attributes = Vec::new();
+        if self.v6 > Self::DEFAULT.v6 {
+            attributes.push(LinkAttribute::GsoMaxSize(self.v6));
+        }
+        if self.v4 > Self::DEFAULT.v4 {
+            attributes.push(LinkAttribute::GsoIpv4MaxSize(self.v4));
+        }
+        attributes
+    }
+}
+
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
@@ -54,6 +100,8 @@ pub struct Interface {
     pub kind: Kind,
     /// Whether it is the loopback interface.
     pub loopback: bool,
+    /// What it takes in one piece.
+    pub aggregates: Aggregates,
 }
 
 /// Both ends of a new veth pair.
@@ -70,6 +118,8 @@ pub struct VethPair<'a> {
     pub peer_mac: [u8; 6],
     /// MTU of both.
     pub mtu: u32,
+    /// What both take in one piece.
+    pub aggregates: Aggregates,
 }
 
 /// A change that the kernel tells about.
@@ -205,11 +255,13 @@ impl Netlink {
             LinkAttribute::Mtu(pair.mtu),
             LinkAttribute::NetNsFd(pair.peer_namespace.as_raw_fd()),
         ];
-        let message = LinkVeth::new(pair.name, pair.peer_name)
+        peer.attributes.extend(pair.aggregates.attributes());
+        let mut message = LinkVeth::new(pair.name, pair.peer_name)
             .address(pair.mac.to_vec())
             .mtu(pair.mtu)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
+        message.attributes.extend(pair.aggregates.attributes());
         self.add_link(message, pair.name).await
     }
 
@@ -370,6 +422,7 @@ fn interface(message: &LinkMessage) -> Interface {
         mac: [0; 6],
         kind: Kind::Other,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
+        aggregates: Aggregates::DEFAULT,
     };
     let mut parent = 0;
     for attribute in &message.attributes {
@@ -379,6 +432,8 @@ fn interface(message: &LinkMessage) -> Interface {
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
             LinkAttribute::Address(mac) => found.mac = mac.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::Link(index) => parent = *index,
+            LinkAttribute::GsoMaxSize(most) => found.aggregates.v6 = *most,
+            LinkAttribute::GsoIpv4MaxSize(most) => found.aggregates.v4 = *most,
             LinkAttribute::LinkInfo(info) => {
                 found.kind = info
                     .iter()

@@ -25,6 +25,15 @@ pub enum Hop {
     Device(u32),
 }
 
+/// What fits on the way by a route, where that is not what its interface's packets have room for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fits {
+    /// The longest packet that is sent.
+    pub packet: Option<u32>,
+    /// The longest TCP segment that is asked of peers.
+    pub segment: Option<u32>,
+}
+
 impl Netlink {
     async fn put_route(&self, message: RouteMessage, what: String) -> Result<(), DataplaneError> {
         self.handle
@@ -56,8 +65,7 @@ impl Netlink {
         self.put_route(message, to.to_string()).await
     }
 
-    /// A route by way of a gateway, on the interface if one is given, else on the one on whose network it is. `segment` is
-    /// the longest TCP segment that is asked of peers, where not what the interface's packets have room for.
+    /// A route by way of a gateway, on the interface if one is given, else on the one on whose network it is.
     ///
     /// # Errors
     /// When the kernel refuses, as it does where the gateway is on no network of an interface.
@@ -66,12 +74,20 @@ impl Netlink {
         to: IpNet,
         gateway: IpAddr,
         index: Option<u32>,
-        segment: Option<u32>,
+        fits: Fits,
     ) -> Result<(), DataplaneError> {
         let mut message = route(to);
         message.attributes.push(RouteAttribute::Gateway(gateway.into()));
-        let segment = segment.map(|bytes| RouteAttribute::Metrics(vec![RouteMetric::Advmss(bytes)]));
-        message.attributes.extend(segment);
+        let metrics: Vec<RouteMetric> = [
+            fits.packet.map(RouteMetric::Mtu),
+            fits.segment.map(RouteMetric::Advmss),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if !metrics.is_empty() {
+            message.attributes.push(RouteAttribute::Metrics(metrics));
+        }
         message.attributes.extend(index.map(RouteAttribute::Oif));
         self.put_route(message, format!("{to} via {gateway}")).await
     }

@@ -127,6 +127,37 @@ fn time_fills_a_bucket_up_to_its_burst() {
 }
 
 #[test]
+fn what_is_longer_than_the_burst_passes_a_full_bucket_and_is_paid_for_later() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        for (direction, flag, at, packet) in ways(world) {
+            let (size, burst) = (packet.bytes().len() as u64, 10);
+            bench.isolate(world.pod, 0, flag);
+            let almost = Bucket {
+                tokens: burst - 1,
+                ..full(NEVER, burst)
+            };
+            bench.limit(key(direction), almost);
+            assert_eq!(passes(&mut bench, at, &packet), 0, "{} {at:?}", world.name);
+            // At a byte a second; four of them are counted at most.
+            bench.limit(key(direction), full(1, burst));
+            assert_eq!(passes(&mut bench, at, &packet), 1, "{} {at:?}", world.name);
+            let left = bench.maps.buckets.get(&key(direction), 0).unwrap();
+            assert!(
+                left.tokens == 0 && left.last > (size - burst) * 1_000_000_000,
+                "earns again when the rest is paid: {left:?}"
+            );
+            // A fast one has paid at once.
+            bench.limit(key(direction), full(1 << 40, burst));
+            bench.run(at, &packet.bytes());
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            assert_ne!(passes(&mut bench, at, &packet), 0, "{} {at:?}", world.name);
+            bench.isolate(world.pod, 0, 0);
+        }
+    }
+}
+
+#[test]
 fn a_pod_without_a_bucket_has_no_limit() {
     let mut bench = Bench::new();
     for world in &WORLDS {
