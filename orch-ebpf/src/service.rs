@@ -92,6 +92,15 @@ pub struct Service<A> {
     pub members: [Member<A>; MEMBERS_MAX],
 }
 
+impl<A> Service<A> {
+    /// The backends in the entry; `None` where they are in slots.
+    #[must_use]
+    pub fn members(&self) -> Option<&[Member<A>]> {
+        let members = self.members.get(..self.count as usize);
+        members.filter(|_| self.flags & SERVICE_MEMBERS != 0)
+    }
+}
+
 /// Flag of [`Service`]: only the sources listed for the pool in [`SOURCES_MAP`] may use it
 /// (`spec.loadBalancerSourceRanges`).
 pub const SERVICE_SOURCES: u32 = 1;

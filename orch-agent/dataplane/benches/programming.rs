@@ -32,7 +32,7 @@ const CHANGES: usize = 2_000;
 fn main() {
     let place = Place::enter();
     let settings = support::settings("programming");
-    let rows = support::runtime().block_on(measure(&settings.0));
+    let rows = support::runtime().block_on(measure(&settings));
     drop(settings);
     drop(place);
     support::print(&rows);

@@ -61,7 +61,7 @@ fn main() {
     let mut rows = Vec::new();
     for size in SIZES {
         let settings = support::settings(&format!("xdp-{size}"));
-        rows.extend(runtime.block_on(with(size, &settings.0, &place)));
+        rows.extend(runtime.block_on(with(size, &settings, &place)));
     }
     drop(place);
     support::print(&rows);

@@ -10,7 +10,6 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -27,10 +26,10 @@ use nix::sys::{
     time::TimeVal,
 };
 use orch_cluster::policies::{self, PolicyEvent, Update};
-use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, inspect};
+use orch_dataplane::{Dataplane, PodAttachment, Tunnel, inspect};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 use serde_json::json;
-use support::{Fake, Namespace};
+use support::{Fake, Namespace, Settings};
 
 #[test]
 fn helper() {
@@ -54,16 +53,9 @@ const PERIOD: usize = 65_521;
 
 /// A node with an uplink, whose other end is in `outside`.
 struct Place {
+    config: Settings,
     node: Namespace,
     outside: Namespace,
-    config: DataplaneConfig,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = orch_dataplane::remove_pins(&self.config.bpf_root);
-        let _ = std::fs::remove_dir(&self.config.cgroup_path);
-    }
 }
 
 fn place(name: &str, tunnel: Tunnel) -> Place {
@@ -83,34 +75,8 @@ fn place(name: &str, tunnel: Tunnel) -> Place {
     }
     node.ip("route add default via 172.31.0.1");
     node.ip("route add ::/0 via fd00:31::1");
-    let id = format!("orch-aggregates-{}-{name}", std::process::id());
-    let unified = PathBuf::from("/sys/fs/cgroup/unified");
-    let cgroup = if unified.is_dir() {
-        unified
-    } else {
-        PathBuf::from("/sys/fs/cgroup")
-    };
-    let config = DataplaneConfig {
-        node_name: "n1".into(),
-        node_ips: vec!["172.31.0.11".parse().unwrap(), "fd00:31::11".parse().unwrap()],
-        uplinks: Vec::new(),
-        bpf_root: PathBuf::from("/sys/fs/bpf").join(&id),
-        cgroup_path: cgroup.join(&id),
-        run_dir: std::env::temp_dir().join(&id),
-        cluster_cidrs: vec![
-            "10.244.0.0/16".parse().unwrap(),
-            "fd00:10:244::/56".parse().unwrap(),
-        ],
-        service_cidrs: vec![
-            "10.96.0.0/16".parse().unwrap(),
-            "fd00:10:96::/112".parse().unwrap(),
-        ],
-        cluster_dns: Vec::new(),
-        xdp: XdpMode::Off,
-        tunnel,
-        direct_return: false,
-        proxy_health: None,
-    };
+    let mut config = Settings::new(&format!("aggregates-{name}"));
+    config.tunnel = tunnel;
     Place {
         node,
         outside,

@@ -8,14 +8,13 @@ mod support;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
-    path::PathBuf,
     sync::mpsc,
     time::{Duration, Instant},
 };
 
-use orch_dataplane::{Dataplane, DataplaneConfig, Tunnel, XdpMode, inspect};
+use orch_dataplane::{Dataplane, inspect};
 use serde_json::json;
-use support::{Fake, Namespace, run};
+use support::{Fake, Namespace, Settings, run};
 
 /// The neighbours, and the node itself, which is the first.
 const NODES: std::ops::RangeInclusive<u8> = 1..=4;
@@ -32,9 +31,9 @@ fn helper() {
 /// Nodes on a switch, of which the first has a data plane; the others answer echoes, as any machine does, but for the
 /// last one.
 struct Place {
+    config: Settings,
     switch: Namespace,
     _nodes: Vec<Namespace>,
-    config: DataplaneConfig,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -45,8 +44,6 @@ impl Drop for Place {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = orch_dataplane::remove_pins(&self.config.bpf_root);
-        let _ = std::fs::remove_dir(&self.config.cgroup_path);
     }
 }
 
@@ -95,28 +92,10 @@ fn place() -> Place {
         "nsenter",
         &[&inside, "sysctl", "-qw", "net.ipv4.icmp_echo_ignore_all=1"],
     );
-    let id = std::process::id();
-    let unified = PathBuf::from("/sys/fs/cgroup/unified");
-    let cgroup = if unified.is_dir() {
-        unified
-    } else {
-        "/sys/fs/cgroup".into()
-    };
-    let config = DataplaneConfig {
-        node_name: name(1),
-        node_ips: vec![IpAddr::from([172, 31, 0, 1])],
-        uplinks: Vec::new(),
-        bpf_root: format!("/sys/fs/bpf/orch-liveness-{id}").into(),
-        cgroup_path: cgroup.join(format!("orch-liveness-{id}")),
-        run_dir: std::env::temp_dir().join(format!("orch-liveness-{id}")),
-        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
-        cluster_dns: Vec::new(),
-        xdp: XdpMode::Off,
-        tunnel: Tunnel::Off,
-        direct_return: false,
-        proxy_health: None,
-    };
+    let mut config = Settings::new("liveness");
+    config.node_ips = vec![IpAddr::from([172, 31, 0, 1])];
+    config.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+    config.service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
     let (ready, started) = mpsc::channel();
     let (stop, stopped) = mpsc::channel::<()>();
     let ours = config.clone();

@@ -8,12 +8,12 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use orch_cluster::policies::{PolicyEvent, Update};
 use orch_dataplane::{
-    Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, inspect,
+    Dataplane, PodAttachment, inspect,
     monitor::{Filter, Kind, Message, PodName, Record, client::Monitor, socket_path},
 };
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use support::{Fake, Namespace};
+use support::{Fake, Namespace, Settings};
 
 #[test]
 fn helper() {
@@ -21,17 +21,10 @@ fn helper() {
 }
 
 struct Place {
+    config: Settings,
     node: Namespace,
     pods: [Namespace; 2],
-    config: DataplaneConfig,
     _run_dir: tempfile::TempDir,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = orch_dataplane::remove_pins(&self.config.bpf_root);
-        let _ = std::fs::remove_dir(&self.config.cgroup_path);
-    }
 }
 
 fn place() -> Place {
@@ -41,28 +34,13 @@ fn place() -> Place {
     node.ip("link set eth0-peer up");
     node.ip("link set eth0 up");
     let run_dir = tempfile::tempdir().unwrap();
-    let id = std::process::id();
-    let unified = Path::new("/sys/fs/cgroup/unified");
-    let cgroup = if unified.is_dir() {
-        unified
-    } else {
-        Path::new("/sys/fs/cgroup")
-    };
-    let config = DataplaneConfig {
-        node_name: "n1".into(),
-        node_ips: vec!["172.31.9.11".parse().unwrap()],
-        uplinks: vec!["eth0".into()],
-        bpf_root: format!("/sys/fs/bpf/orch-monitor-{id}").into(),
-        cgroup_path: cgroup.join(format!("orch-monitor-{id}")),
-        run_dir: run_dir.path().to_owned(),
-        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
-        cluster_dns: vec!["10.96.0.10".parse().unwrap()],
-        xdp: XdpMode::Off,
-        tunnel: Tunnel::Off,
-        direct_return: false,
-        proxy_health: None,
-    };
+    let mut config = Settings::new("monitor");
+    config.node_ips = vec!["172.31.9.11".parse().unwrap()];
+    config.uplinks = vec!["eth0".into()];
+    run_dir.path().clone_into(&mut config.run_dir);
+    config.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+    config.service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+    config.cluster_dns = vec!["10.96.0.10".parse().unwrap()];
     Place {
         node,
         pods: [Namespace::new("ma"), Namespace::new("mb")],

@@ -9,15 +9,14 @@ mod support;
 use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use ipnet::IpNet;
-use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, inspect};
+use orch_dataplane::{Dataplane, PodAttachment, XdpMode, inspect};
 use serde_json::json;
-use support::{Fake, Namespace, run};
+use support::{Fake, Namespace, Settings, run};
 
 /// The addresses of one family.
 #[derive(Clone, Copy)]
@@ -73,19 +72,12 @@ fn helper() {
 }
 
 struct Place {
+    config: Settings,
     node: Namespace,
     outside: Namespace,
     pods: [Namespace; 2],
     /// The families of the node, the primary one first.
     families: Vec<Plan>,
-    config: DataplaneConfig,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = orch_dataplane::remove_pins(&self.config.bpf_root);
-        let _ = std::fs::remove_dir(&self.config.cgroup_path);
-    }
 }
 
 fn place(name: &str, families: Vec<Plan>) -> Place {
@@ -106,28 +98,12 @@ fn place(name: &str, families: Vec<Plan>) -> Place {
         outside.ip(&format!("addr add {} dev lo", IpNet::from(family.remote_pod)));
         outside.ip(&format!("route add {} via {}", family.pods, family.node));
     }
-    let id = std::process::id();
-    let unified = PathBuf::from("/sys/fs/cgroup/unified");
-    let cgroup = if unified.is_dir() {
-        unified
-    } else {
-        PathBuf::from("/sys/fs/cgroup")
-    };
-    let config = DataplaneConfig {
-        node_name: "n1".into(),
-        node_ips: families.iter().map(|family| family.node).collect(),
-        uplinks: Vec::new(),
-        bpf_root: format!("/sys/fs/bpf/orch-test-{id}-{name}").into(),
-        cgroup_path: cgroup.join(format!("orch-test-{id}-{name}")),
-        run_dir: std::env::temp_dir().join(format!("orch-test-{id}-{name}")),
-        cluster_cidrs: families.iter().map(|family| family.cluster).collect(),
-        service_cidrs: families.iter().map(|family| family.services).collect(),
-        cluster_dns: families.iter().map(|family| family.dns).collect(),
-        xdp: XdpMode::Auto,
-        tunnel: Tunnel::Off,
-        direct_return: false,
-        proxy_health: None,
-    };
+    let mut config = Settings::new(&format!("test-{name}"));
+    config.node_ips = families.iter().map(|family| family.node).collect();
+    config.cluster_cidrs = families.iter().map(|family| family.cluster).collect();
+    config.service_cidrs = families.iter().map(|family| family.services).collect();
+    config.cluster_dns = families.iter().map(|family| family.dns).collect();
+    config.xdp = XdpMode::Auto;
     Place {
         node,
         outside,

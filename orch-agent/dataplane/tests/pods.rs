@@ -7,11 +7,9 @@ mod support;
 use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use orch_cluster::policies::NamedPort;
-use orch_dataplane::{
-    Bandwidth, Dataplane, DataplaneConfig, HostPort, PodAttachment, Tunnel, XdpMode, inspect,
-};
+use orch_dataplane::{Bandwidth, Dataplane, HostPort, PodAttachment, XdpMode, inspect};
 use serde_json::json;
-use support::{Fake, Namespace, run};
+use support::{Fake, Namespace, Settings, run};
 
 #[test]
 fn helper() {
@@ -19,16 +17,9 @@ fn helper() {
 }
 
 struct Place {
+    config: Settings,
     node: Namespace,
     outside: Namespace,
-    config: DataplaneConfig,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = orch_dataplane::remove_pins(&self.config.bpf_root);
-        let _ = fs::remove_dir(&self.config.cgroup_path);
-    }
 }
 
 fn place(name: &str) -> Place {
@@ -44,34 +35,9 @@ fn place(name: &str) -> Place {
     node.ip("addr add fd00:31::11/64 dev eth0 nodad");
     outside.ip("addr add 172.31.0.1/24 dev eth0");
     outside.ip("addr add fd00:31::1/64 dev eth0 nodad");
-    let id = std::process::id();
-    let unified = PathBuf::from("/sys/fs/cgroup/unified");
-    let cgroup = if unified.is_dir() {
-        unified
-    } else {
-        PathBuf::from("/sys/fs/cgroup")
-    };
-    let config = DataplaneConfig {
-        node_name: "n1".into(),
-        node_ips: vec!["172.31.0.11".parse().unwrap(), "fd00:31::11".parse().unwrap()],
-        uplinks: Vec::new(),
-        bpf_root: format!("/sys/fs/bpf/orch-pods-{id}-{name}").into(),
-        cgroup_path: cgroup.join(format!("orch-pods-{id}-{name}")),
-        run_dir: std::env::temp_dir().join(format!("orch-pods-{id}-{name}")),
-        cluster_cidrs: vec![
-            "10.244.0.0/16".parse().unwrap(),
-            "fd00:10:244::/56".parse().unwrap(),
-        ],
-        service_cidrs: vec![
-            "10.96.0.0/16".parse().unwrap(),
-            "fd00:10:96::/112".parse().unwrap(),
-        ],
-        cluster_dns: vec!["10.96.0.10".parse().unwrap(), "fd00:10:96::a".parse().unwrap()],
-        xdp: XdpMode::Auto,
-        tunnel: Tunnel::Off,
-        direct_return: false,
-        proxy_health: None,
-    };
+    let mut config = Settings::new(&format!("pods-{name}"));
+    config.cluster_dns = vec!["10.96.0.10".parse().unwrap(), "fd00:10:96::a".parse().unwrap()];
+    config.xdp = XdpMode::Auto;
     Place {
         node,
         outside,

@@ -6,18 +6,16 @@ mod support;
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use orch_cluster::policies::{self, NamedPort, PolicyEvent, Update};
-use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, maps::Maps};
+use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, maps::Maps};
 use serde_json::{Value, json};
-use support::{Fake, Namespace};
+use support::{Fake, Namespace, Settings};
 use tokio::sync::mpsc;
 
 #[test]
@@ -28,43 +26,6 @@ fn helper() {
 const PORT: u16 = 8080;
 /// How long a change may take to be in force. Reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-fn config(id: &str) -> DataplaneConfig {
-    let unified = PathBuf::from("/sys/fs/cgroup/unified");
-    let cgroup = if unified.is_dir() {
-        unified
-    } else {
-        PathBuf::from("/sys/fs/cgroup")
-    };
-    DataplaneConfig {
-        node_name: "n1".into(),
-        node_ips: vec!["172.31.0.11".parse().unwrap(), "fd00:31::11".parse().unwrap()],
-        uplinks: Vec::new(),
-        bpf_root: Path::new("/sys/fs/bpf").join(id),
-        cgroup_path: cgroup.join(id),
-        run_dir: std::env::temp_dir().join(id),
-        cluster_cidrs: vec![
-            "10.244.0.0/16".parse().unwrap(),
-            "fd00:10:244::/56".parse().unwrap(),
-        ],
-        service_cidrs: Vec::new(),
-        cluster_dns: Vec::new(),
-        xdp: XdpMode::Off,
-        tunnel: Tunnel::Off,
-        direct_return: false,
-        proxy_health: None,
-    }
-}
-
-/// What the test leaves behind goes with it.
-struct Leftovers(DataplaneConfig);
-
-impl Drop for Leftovers {
-    fn drop(&mut self) {
-        let _ = orch_dataplane::remove_pins(&self.0.bpf_root);
-        let _ = fs::remove_dir(&self.0.cgroup_path);
-    }
-}
 
 async fn start(config: &DataplaneConfig, policies: mpsc::Receiver<PolicyEvent>) -> (Arc<Dataplane>, Fake) {
     let mut fake = Fake::new();
@@ -182,7 +143,6 @@ fn written(config: &DataplaneConfig) -> Vec<String> {
 
 #[test]
 fn a_policy_is_in_force_before_the_first_packet_and_across_a_restart() {
-    let id = format!("orch-policies-{}", std::process::id());
     let node = Namespace::new("npn");
     let outside = Namespace::new("npo");
     node.ip(&format!(
@@ -193,8 +153,8 @@ fn a_policy_is_in_force_before_the_first_packet_and_across_a_restart() {
     outside.ip("link set eth0 up");
     node.ip("addr add 172.31.0.11/24 dev eth0");
     node.ip("addr add fd00:31::11/64 dev eth0 nodad");
-    let config = config(&id);
-    let _leftovers = Leftovers(config.clone());
+    let mut config = Settings::new("policies");
+    config.service_cidrs.clear();
     node.enter();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

@@ -23,13 +23,13 @@ use aya::{
         links::{FdLink, PinnedLink},
     },
 };
-use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, inspect, maps};
+use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, inspect, maps};
 use orch_ebpf::{
     Address4,
     conntrack::{CONNTRACK_MAX, Conntrack, Tuple},
 };
 use serde_json::json;
-use support::{Fake, Namespace};
+use support::{Fake, Namespace, Settings};
 
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);
@@ -52,36 +52,6 @@ const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
 #[test]
 fn helper() {
     support::help();
-}
-
-struct Pins(DataplaneConfig);
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        let _ = orch_dataplane::remove_pins(&self.0.bpf_root);
-        let _ = std::fs::remove_dir(&self.0.cgroup_path);
-    }
-}
-
-fn config(name: &str) -> DataplaneConfig {
-    let name = format!("orch-{name}-{}", std::process::id());
-    let cgroups = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
-    let cgroups = cgroups.into_iter().find(|path| path.is_dir()).unwrap();
-    DataplaneConfig {
-        node_name: "n1".into(),
-        node_ips: vec!["172.31.9.11".parse().unwrap()],
-        uplinks: Vec::new(),
-        bpf_root: PathBuf::from("/sys/fs/bpf").join(&name),
-        cgroup_path: cgroups.join(&name),
-        run_dir: std::env::temp_dir().join(&name),
-        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
-        cluster_dns: vec!["10.96.0.10".parse().unwrap()],
-        xdp: XdpMode::Off,
-        tunnel: Tunnel::Off,
-        direct_return: false,
-        proxy_health: None,
-    }
 }
 
 /// Puts programs and a table of connections of an older release into the place of today's.
@@ -177,10 +147,14 @@ fn connections_outlive_the_layout_of_their_table() {
 }
 
 async fn upgrade(outside: &Namespace, pod: &Namespace) {
-    let pins = Pins(config("upgrade"));
-    let root = &pins.0.bpf_root;
+    let mut config = Settings::new("upgrade");
+    config.node_ips = vec!["172.31.9.11".parse().unwrap()];
+    config.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+    config.service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+    config.cluster_dns = vec!["10.96.0.10".parse().unwrap()];
+    let root = &config.bpf_root;
     let mut fake = Fake::new();
-    let dataplane = start(&pins.0, &mut fake).await;
+    let dataplane = start(&config, &mut fake).await;
     let address = connect_pod(&dataplane, pod.path()).await;
     pod.serve_echo("0.0.0.0".parse().unwrap(), 8080);
     fake.ready();
@@ -202,7 +176,7 @@ async fn upgrade(outside: &Namespace, pod: &Namespace) {
     drop(dataplane);
 
     drop(make_older(root));
-    let to = SocketAddr::new(pins.0.node_ips[0], 30080);
+    let to = SocketAddr::new(config.node_ips[0], 30080);
     let mut idle = outside.thread(move || connect(to).unwrap()).join().unwrap();
     assert_eq!(flows(root), 2, "both directions, in the older table");
 
@@ -225,7 +199,7 @@ async fn upgrade(outside: &Namespace, pod: &Namespace) {
         connections
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let dataplane = start(&pins.0, &mut fake).await;
+    let dataplane = start(&config, &mut fake).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     over.store(true, Ordering::Relaxed);
     let connections = come.join().unwrap();

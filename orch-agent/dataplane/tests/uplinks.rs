@@ -7,16 +7,16 @@ mod support;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     sync::Arc,
     time::Duration,
 };
 
 use ipnet::IpNet;
-use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, inspect};
+use orch_dataplane::{Dataplane, PodAttachment, inspect};
 use serde_json::{Value, json};
-use support::{Fake, Namespace, run};
+use support::{Fake, Namespace, Settings, run};
 
 /// The addresses of one family.
 #[derive(Clone, Copy)]
@@ -89,17 +89,10 @@ impl Second {
 }
 
 struct Place {
+    config: Settings,
     node: Namespace,
     outside: Namespace,
     pod: Namespace,
-    config: DataplaneConfig,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = orch_dataplane::remove_pins(&self.config.bpf_root);
-        let _ = std::fs::remove_dir(&self.config.cgroup_path);
-    }
 }
 
 /// Whether the kernel has VLAN interfaces; that of the reference machine has none, that of `cargo xtask verify-kernel`
@@ -173,28 +166,10 @@ fn place(name: &str, plan: &Plan, second: Second) -> Place {
         outside.ip(&format!("addr add {} dev lo{nodad}", IpNet::from(address)));
     }
     outside.ip(&format!("route add {} via {}", plan.pods, plan.node));
-    let id = std::process::id();
-    let unified = PathBuf::from("/sys/fs/cgroup/unified");
-    let cgroup = if unified.is_dir() {
-        unified
-    } else {
-        PathBuf::from("/sys/fs/cgroup")
-    };
-    let config = DataplaneConfig {
-        node_name: "n1".into(),
-        node_ips: vec![plan.node],
-        uplinks: Vec::new(),
-        bpf_root: format!("/sys/fs/bpf/orch-uplinks-{id}-{name}").into(),
-        cgroup_path: cgroup.join(format!("orch-uplinks-{id}-{name}")),
-        run_dir: std::env::temp_dir().join(format!("orch-uplinks-{id}-{name}")),
-        cluster_cidrs: vec![plan.cluster],
-        service_cidrs: vec![plan.services],
-        cluster_dns: Vec::new(),
-        xdp: XdpMode::Off,
-        tunnel: Tunnel::Off,
-        direct_return: false,
-        proxy_health: None,
-    };
+    let mut config = Settings::new(&format!("uplinks-{name}"));
+    config.node_ips = vec![plan.node];
+    config.cluster_cidrs = vec![plan.cluster];
+    config.service_cidrs = vec![plan.services];
     Place {
         node,
         outside,

@@ -16,14 +16,14 @@ use nix::{
     sys::resource::{UsageWho, getrusage},
     time::{ClockId, clock_gettime},
 };
-use orch_dataplane::{DataplaneConfig, Tunnel, XdpMode};
+use orch_dataplane::{DataplaneConfig, XdpMode};
 use orch_ebpf::{
     Address4,
     service::{SERVICES_MAP, Service, ServiceKey},
 };
 use serde::Serialize;
 
-use crate::tests::{Namespace, run};
+use crate::tests::{Namespace, Settings, run};
 
 /// The node's address.
 pub const NODE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 11);
@@ -108,41 +108,18 @@ impl Place {
     }
 }
 
-/// A data plane's configuration, with pins and a cgroup that go with it.
-pub struct Settings(pub DataplaneConfig);
-
-impl Drop for Settings {
-    fn drop(&mut self) {
-        let _ = orch_dataplane::remove_pins(&self.0.bpf_root);
-        let _ = std::fs::remove_dir(&self.0.cgroup_path);
-    }
-}
-
-/// The configuration of a run with this name.
+/// The settings of a run with this name.
 pub fn settings(run: &str) -> Settings {
-    let name = format!("orch-bench-{}-{run}", std::process::id());
-    let unified = Path::new("/sys/fs/cgroup/unified");
-    let cgroups = if unified.is_dir() {
-        unified
-    } else {
-        Path::new("/sys/fs/cgroup")
-    };
-    Settings(DataplaneConfig {
-        node_name: "n1".into(),
-        node_ips: vec![NODE.into()],
-        uplinks: vec!["eth0".into()],
-        bpf_root: Path::new("/sys/fs/bpf").join(&name),
-        cgroup_path: cgroups.join(&name),
-        run_dir: std::env::temp_dir(),
-        cluster_cidrs: vec!["10.128.0.0/9".parse().unwrap()],
-        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
-        cluster_dns: vec![Ipv4Addr::new(10, 96, 0, 10).into()],
-        // A veth's driver sends on what its own program returns only to a peer that has a program too.
-        xdp: XdpMode::Generic,
-        tunnel: Tunnel::Off,
-        direct_return: false,
-        proxy_health: None,
-    })
+    let mut settings = Settings::new(&format!("bench-{run}"));
+    settings.node_ips = vec![NODE.into()];
+    settings.uplinks = vec!["eth0".into()];
+    settings.run_dir = std::env::temp_dir();
+    settings.cluster_cidrs = vec!["10.128.0.0/9".parse().unwrap()];
+    settings.service_cidrs = vec!["10.96.0.0/12".parse().unwrap()];
+    settings.cluster_dns = vec![Ipv4Addr::new(10, 96, 0, 10).into()];
+    // A veth's driver sends on what its own program returns only to a peer that has a program too.
+    settings.xdp = XdpMode::Generic;
+    settings
 }
 
 /// The runtime, as the agent has it.

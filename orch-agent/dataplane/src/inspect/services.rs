@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap as Index};
 
 use orch_ebpf::service::{
     AFFINITY_MAP, Affinity, AffinityKey, BACKEND_LOCAL, BACKENDS_MAP, Backend, BackendKey, CHUNK_SLOTS,
-    CLIENT_NAMESPACE, Chunk, ChunkKey, SCOPE_EXTERNAL, SERVICE_HOST_PORT, SERVICE_LOCAL, SERVICE_MEMBERS,
-    SERVICE_SOURCES, SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey,
-    SocketOrigin, Source, SourceKey,
+    CLIENT_NAMESPACE, Chunk, ChunkKey, SCOPE_EXTERNAL, SERVICE_HOST_PORT, SERVICE_LOCAL, SERVICE_SOURCES,
+    SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey, SocketOrigin, Source,
+    SourceKey,
 };
 use serde_json::{Value, json};
 
@@ -68,9 +68,8 @@ fn services_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(), 
 
 /// The backend in each of the service's slots, or its members.
 fn slots_of<A: MapAddress>(slots: &Slots, service: &Service<A>) -> Vec<u32> {
-    if service.flags & SERVICE_MEMBERS != 0 {
-        let members = service.members.iter().map(|member| member.id);
-        return members.take(service.count as usize).collect();
+    if let Some(members) = service.members() {
+        return members.iter().map(|member| member.id).collect();
     }
     let size = u32::try_from(CHUNK_SLOTS).unwrap_or(u32::MAX);
     (0..service.count.div_ceil(size))
@@ -142,11 +141,8 @@ fn count_members<A: MapAddress>(
 ) -> Result<(), DataplaneError> {
     let mut seen = BTreeSet::new();
     let all = pins.hash::<ServiceKey<A>, Service<A>, _>(SERVICES_MAP, A::SUFFIX, |key, _| *key)?;
-    for (_, service) in all
-        .iter()
-        .filter(|(_, service)| service.flags & SERVICE_MEMBERS != 0)
-    {
-        for member in service.members.iter().take(service.count as usize) {
+    for (_, service) in &all {
+        for member in service.members().unwrap_or_default() {
             if seen.insert((service.pool, member.id)) {
                 let (_, pools, slots) = uses.entry(member.id).or_default();
                 *pools += 1;

@@ -128,7 +128,9 @@ impl<A: Address> Planner<A> {
         let mut members: HashMap<u32, Option<Box<[u32]>>> = HashMap::new();
         for (key, service) in found.services {
             chunks.entry(service.pool).or_default();
-            let theirs = members_of(&service);
+            let theirs = service
+                .members()
+                .map(|members| members.iter().map(|member| member.id).collect::<Box<[u32]>>());
             members
                 .entry(service.pool)
                 .and_modify(|known| {
@@ -432,13 +434,6 @@ fn name_stale<A: Address>(stale: &mut Vec<Stale<A>>, old: &[(ServiceKey<A>, Rout
         Stale::Frontend(_) => true,
         Stale::Member { affinity, udp, .. } => *affinity || !udp.is_empty(),
     });
-}
-
-/// The numbers of the members in a service's entry, if it has any.
-fn members_of<A>(service: &Service<A>) -> Option<Box<[u32]>> {
-    let members = service.members.get(..service.count as usize);
-    let members = members.filter(|_| service.flags & SERVICE_MEMBERS != 0)?;
-    Some(members.iter().map(|member| member.id).collect())
 }
 
 /// The next number of the family after `last` that is not in use: odd ones for IPv4, even ones for IPv6, never zero.

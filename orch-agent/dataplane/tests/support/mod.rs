@@ -1,5 +1,7 @@
 //! What the network tests share: namespaces, processes inside them, and a cluster that the test writes itself.
 
+mod settings;
+
 use std::{
     fs::File,
     io::{Read as _, Write as _},
@@ -23,6 +25,8 @@ use orch_cluster::{
 };
 use serde_json::Value;
 use tokio::sync::watch;
+
+pub use self::settings::Settings;
 
 /// Bytes of a transfer that shows whether large packets pass.
 pub const BIG: usize = 1 << 20;

@@ -1,12 +1,12 @@
 //! Two nodes, each with a data plane and a pod, and a namespace between them that is a router or a switch.
 
-use std::{net::IpAddr, path::PathBuf, sync::mpsc, time::Duration};
+use std::{net::IpAddr, sync::mpsc, time::Duration};
 
 use ipnet::IpNet;
-use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, Tunnel, XdpMode, inspect};
+use orch_dataplane::{Dataplane, PodAttachment, Tunnel, XdpMode, inspect};
 use serde_json::json;
 
-use crate::support::{Fake, Namespace, run};
+use crate::support::{Fake, Namespace, Settings, run};
 
 /// How the nodes are connected.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,11 +32,11 @@ const ROWS: usize = 5 * 3 * 2;
 
 /// A node, its pod, and the thread on which its data plane runs.
 pub struct Node {
+    pub config: Settings,
     pub namespace: Namespace,
     pub pod: Namespace,
     pub ips: Vec<IpAddr>,
     pub pod_ips: Vec<IpAddr>,
-    pub config: DataplaneConfig,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -47,8 +47,6 @@ impl Drop for Node {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = orch_dataplane::remove_pins(&self.config.bpf_root);
-        let _ = std::fs::remove_dir(&self.config.cgroup_path);
     }
 }
 
@@ -168,38 +166,16 @@ pub fn start(name: &str, number: u8, ways: Ways, between: (Between, &Namespace))
             middle.ip(&format!("link set to{number} master sw"));
         }
     }
-    let id = std::process::id();
-    let unified = PathBuf::from("/sys/fs/cgroup/unified");
-    let cgroup = if unified.is_dir() {
-        unified
-    } else {
-        PathBuf::from("/sys/fs/cgroup")
-    };
-    let mut cluster_cidrs: Vec<IpNet> = vec![
-        "10.244.0.0/16".parse().unwrap(),
-        "fd00:10:244::/56".parse().unwrap(),
-    ];
+    let mut config = Settings::new(&format!("nodes-{name}{number}"));
+    config.node_name = format!("n{number}");
+    config.node_ips.clone_from(&ips);
     if v6_first {
-        cluster_cidrs.reverse();
+        config.cluster_cidrs.reverse();
     }
-    let config = DataplaneConfig {
-        node_name: format!("n{number}"),
-        node_ips: ips.clone(),
-        uplinks: Vec::new(),
-        bpf_root: format!("/sys/fs/bpf/orch-nodes-{id}-{name}{number}").into(),
-        cgroup_path: cgroup.join(format!("orch-nodes-{id}-{name}{number}")),
-        run_dir: std::env::temp_dir().join(format!("orch-nodes-{id}-{name}{number}")),
-        cluster_cidrs,
-        service_cidrs: vec![
-            "10.96.0.0/16".parse().unwrap(),
-            "fd00:10:96::/112".parse().unwrap(),
-        ],
-        cluster_dns: vec![ip("10.96.0.10"), ip("fd00:10:96::a")],
-        xdp: ways.xdp,
-        tunnel: ways.tunnel,
-        direct_return: ways.direct_return,
-        proxy_health: None,
-    };
+    config.cluster_dns = vec![ip("10.96.0.10"), ip("fd00:10:96::a")];
+    config.xdp = ways.xdp;
+    config.tunnel = ways.tunnel;
+    config.direct_return = ways.direct_return;
     let mut node = Node {
         namespace,
         pod,
