@@ -84,6 +84,9 @@ pub(super) fn replay(
 ) -> Result<Vec<Event>, StoreError> {
     let transaction = database.begin_read().map_err(corrupt)?;
     check(&transaction, after)?;
+    if after >= until {
+        return Ok(Vec::new());
+    }
     let table = transaction.open_table(LOG).map_err(corrupt)?;
     let mut events = Vec::new();
     for entry in table.range(after.0 + 1..=until.0).map_err(corrupt)? {

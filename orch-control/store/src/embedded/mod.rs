@@ -138,7 +138,8 @@ fn prepare(database: &Database) -> Result<Revision, StoreError> {
 #[async_trait::async_trait]
 impl Store for Embedded {
     async fn revision(&self) -> Result<Revision, StoreError> {
-        Ok(self.watchers.revision())
+        let transaction = self.database.begin_read().map_err(corrupt)?;
+        meta(&transaction, "revision")
     }
 
     async fn get(&self, key: &str) -> Result<(Option<KeyValue>, Revision), StoreError> {
@@ -167,11 +168,15 @@ impl Store for Embedded {
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
         // The live part begins at `joined`; what came before is replayed from the log.
         let (live, joined) = self.watchers.join(prefix);
+        // A commit can be read a moment before the watchers are told of it.
         if after > joined {
-            return Err(StoreError::Future {
-                asked: after,
-                current: joined,
-            });
+            let current = self.revision().await?;
+            if after > current {
+                return Err(StoreError::Future {
+                    asked: after,
+                    current,
+                });
+            }
         }
         let prefix = prefix.to_owned();
         let missed = self
@@ -263,5 +268,53 @@ fn corrupt(error: impl Into<redb::Error>) -> StoreError {
             StoreError::Unavailable(format!("the disk refused: {error}"))
         }
         other => StoreError::Corrupt(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+
+    use super::*;
+    use crate::{Event, WatchItem};
+
+    #[tokio::test]
+    async fn what_was_read_can_be_watched_before_the_watchers_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&directory.path().join("store")).unwrap();
+        let put = |key: &str| {
+            let change = Change::Put {
+                value: Bytes::from_static(b"x"),
+                expect: Expect::Absent,
+            };
+            vec![(key.to_owned(), change)]
+        };
+        let (_, events, committed) =
+            writer::commit(&store.database, put("/a"), store.watchers.revision()).unwrap();
+        let page = store.list("/", ListOptions::default()).await.unwrap();
+        assert_eq!((page.revision, page.items.len()), (committed, 1));
+        assert_eq!(store.revision().await.unwrap(), committed);
+        let mut watch = store.watch("/", page.revision).await.unwrap();
+        assert!(matches!(
+            store.watch("/", Revision(committed.0 + 1)).await,
+            Err(StoreError::Future { current, .. }) if current == committed
+        ));
+
+        store.watchers.publish(events, committed);
+        let second = store
+            .put("/b", Bytes::from_static(b"x"), Expect::Absent)
+            .await
+            .unwrap();
+        assert!(matches!(
+            watch.next().await,
+            Some(Ok(WatchItem::Progress(revision))) if revision == committed
+        ));
+        let Some(Ok(WatchItem::Events(events))) = watch.next().await else {
+            panic!("no events");
+        };
+        assert!(matches!(
+            &events[..],
+            [Event::Put { kv, .. }] if kv.key == "/b" && kv.mod_revision == second
+        ));
     }
 }

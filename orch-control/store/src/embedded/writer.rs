@@ -57,7 +57,7 @@ pub(super) fn run(database: &Database, queue: &Receiver<Write>, watchers: &Watch
 
 type Committed = (Vec<Result<Revision, StoreError>>, Vec<Event>, Revision);
 
-fn commit(
+pub(super) fn commit(
     database: &Database,
     writes: Vec<(String, Change)>,
     mut revision: Revision,
