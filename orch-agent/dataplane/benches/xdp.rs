@@ -36,6 +36,8 @@ use support::{
 
 const PROGRAM: &str = "uplink_xdp";
 const SIZES: [usize; 4] = [1, 1_000, 10_000, 100_000];
+/// The same where packets go on as they are, in one of their own ("direct server return"), as Katran's do.
+const DIRECT_SIZES: [usize; 2] = [1, 1_000];
 /// Endpoints of each service, and at least so many in all: the balancer speaks to each from one address, and has but
 /// as many ports there.
 const ENDPOINTS: usize = 3;
@@ -59,8 +61,10 @@ fn main() {
     let _stats = enable_stats(Stats::RunTime).unwrap();
     let runtime = support::runtime();
     let mut rows = Vec::new();
-    for size in SIZES {
-        let settings = support::settings(&format!("xdp-{size}"));
+    let modes = SIZES.map(|size| (size, false)).into_iter();
+    for (size, direct_return) in modes.chain(DIRECT_SIZES.map(|size| (size, true))) {
+        let mut settings = support::settings(&format!("xdp-{size}-{direct_return}"));
+        settings.direct_return = direct_return;
         rows.extend(runtime.block_on(with(size, &settings, &place)));
     }
     drop(place);
@@ -93,7 +97,12 @@ async fn with(size: usize, config: &DataplaneConfig, place: &Place) -> Vec<Row> 
         (0..size).map(|number| objects::slice(number, &addresses(number))),
     );
     // What is measured goes to stdout; this is for whoever waits.
-    eprintln!("· {size} services");
+    let mode = if config.direct_return {
+        ", direct server return"
+    } else {
+        ""
+    };
+    eprintln!("· {size} services{mode}");
     let dataplane = Dataplane::start(config.clone(), Cluster::start(Arc::new(api).client()))
         .await
         .unwrap();
@@ -111,6 +120,7 @@ async fn with(size: usize, config: &DataplaneConfig, place: &Place) -> Vec<Row> 
         context: context(),
         services: size,
         balanced,
+        direct_return: config.direct_return,
     };
     let rows = bench.measure();
     drop(dataplane);
@@ -125,6 +135,7 @@ struct Bench<'a> {
     context: Vec<u8>,
     services: usize,
     balanced: usize,
+    direct_return: bool,
 }
 
 /// `struct xdp_md` of a frame that came in by the uplink: data, its end, metadata, interface, queue, egress.
@@ -232,7 +243,12 @@ impl Bench<'_> {
         let fresh = |round: usize, number: usize| of(FLOWS + round * NEW + number, packet::SYN);
         let new = middle(&|round| self.sent(true, NEW, |number| fresh(round, number)));
         let cold = middle(&|round| self.called(true, NEW, |number| fresh(ROUNDS + round, number)));
-        let what = |what: &str| format!("{what}, {} services", self.services);
+        let mode = if self.direct_return {
+            "direct server return, "
+        } else {
+            ""
+        };
+        let what = |what: &str| format!("{mode}{what}, {} services", self.services);
         let bounded = |row| Row {
             goal: Some(GOAL),
             ..row

@@ -23,6 +23,13 @@ use crate::{
 /// How many ports are tried before a flow is refused.
 const PORT_ATTEMPTS: u32 = 16;
 
+/// The kernel's count of ticks, whose lower half is as good as the whole for what is a second ago.
+#[inline(always)]
+pub fn ticks() -> u32 {
+    // SAFETY: the helper takes no argument; the kernel makes a load of it.
+    (unsafe { bpf_jiffies64() }) as u32
+}
+
 /// The time that entries carry: to within a tick of the kernel's clock, for a third of the price.
 #[inline(always)]
 pub fn now() -> u64 {
@@ -57,8 +64,7 @@ pub fn touch<A: Family>(entry: &mut Conntrack<A>, parsed: &Parsed<A>) -> bool {
     if seen != entry.seen {
         entry.seen = seen;
     }
-    // SAFETY: the helper takes no argument; the kernel makes a load of it.
-    let ticks = unsafe { bpf_jiffies64() } as u32;
+    let ticks = ticks();
     if ticks.wrapping_sub(entry.ticks) < TOUCH_TICKS {
         return false;
     }
@@ -225,9 +231,15 @@ fn finish<A: Family>(
     entry: &mut Conntrack<A>,
     becomes: &Tuple<A>,
 ) -> Result<(), DropReason> {
+    let scratch = A::scratch().get_ptr_mut(0).ok_or(DropReason::ConntrackFull)?;
     entry.becomes = *becomes;
     entry.direction = DIRECTION_ORIGINAL;
     entry.seen = seen_in(parsed);
+    // SAFETY: the slot is this CPU's own for the run, and these are none of the fields that are borrowed.
+    unsafe {
+        entry.hop = (*scratch).hop as u8;
+        entry.macs = (*scratch).macs;
+    }
     if A::conntrack().insert(&parsed.tuple, &*entry, 0).is_err() {
         // The reply's entry, if there is one, is left to eviction and the agent's sweep.
         return Err(DropReason::ConntrackFull);

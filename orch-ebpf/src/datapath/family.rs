@@ -72,6 +72,8 @@ pub trait Family: Address {
     fn fragments() -> &'static maps::Fragments<Self>;
     /// Scratch memory.
     fn scratch() -> &'static maps::Scratches<Self>;
+    /// Ways to nodes.
+    fn node_hops() -> &'static maps::NodeHops<Self>;
     /// Identities of addresses.
     fn identities() -> &'static maps::Identities<Self>;
 }
@@ -142,6 +144,7 @@ impl Family for Address4 {
         conntrack ConntrackMap ORCH_CONNTRACK4,
         fragments Fragments ORCH_FRAGMENTS4,
         scratch Scratches ORCH_SCRATCH4,
+        node_hops NodeHops ORCH_HOPS4,
         identities Identities ORCH_IDENTITIES4,
     }
 }
@@ -212,6 +215,7 @@ impl Family for Address6 {
         conntrack ConntrackMap ORCH_CONNTRACK6,
         fragments Fragments ORCH_FRAGMENTS6,
         scratch Scratches ORCH_SCRATCH6,
+        node_hops NodeHops ORCH_HOPS6,
         identities Identities ORCH_IDENTITIES6,
     }
 }

@@ -58,6 +58,10 @@ pub struct Scratch<A> {
     pub entry: Conntrack<A>,
     /// What the packet of a flow that is being opened becomes.
     pub becomes: Tuple<A>,
+    /// The `macs` and the `hop` of its entry, where they are found before it is written. The hop is zero otherwise.
+    pub macs: [u8; 12],
+    /// See `macs`.
+    pub hop: u32,
     /// Where the packet was sent that carried this one here; [`crate::Address::ANY`] if it came by itself.
     pub carrier: A,
     /// A part of a packet that an error is to quote.
@@ -73,6 +77,26 @@ pub const QUOTE_WORDS: usize = 77;
 
 /// One run's scratch memory.
 pub type Scratches<A> = PerCpuArray<Scratch<A>, 1>;
+
+/// How packets for the pods of a node leave, as the routes have said within a second. Of one CPU, not pinned, and no part
+/// of the ABI.
+#[derive(Clone, Copy)]
+pub struct NodeHop<A> {
+    /// The node's address; a slot serves whichever of its nodes came last.
+    pub node: A,
+    /// The interface by which they come in and leave.
+    pub ifindex: u32,
+    /// The kernel's count of ticks when the routes were asked; zero in a slot that was never used.
+    pub ticks: u32,
+    /// Ethernet destination and source that they leave with.
+    pub macs: [u8; 12],
+}
+
+/// Slots of [`NodeHops`].
+pub const NODE_HOPS: u32 = 512;
+
+/// What a CPU knows of the ways to nodes.
+pub type NodeHops<A> = PerCpuArray<NodeHop<A>, { NODE_HOPS as usize }>;
 
 macro_rules! maps_of_families {
     ($($doc:literal $type:ident $kind:ident $four:ident $six:ident,)+) => {
@@ -100,6 +124,7 @@ maps_of_families! {
     "Flows" ConntrackMap LruHashMap ORCH_CONNTRACK4 ORCH_CONNTRACK6,
     "Ports of fragmented datagrams" Fragments LruHashMap ORCH_FRAGMENTS4 ORCH_FRAGMENTS6,
     "Scratch memory" Scratches PerCpuArray ORCH_SCRATCH4 ORCH_SCRATCH6,
+    "Ways to nodes" NodeHops PerCpuArray ORCH_HOPS4 ORCH_HOPS6,
     "Identities of addresses" Identities LpmTrie ORCH_IDENTITIES4 ORCH_IDENTITIES6,
 }
 

@@ -4,7 +4,7 @@
 //! where those come back by this node.
 //! Everything else (local backends, fragments, options, errors, neighbours that are not known yet) is left as it came
 //! to the tc program, which means the same. The Ethernet addresses of the next hop are kept in the flow's entry and
-//! asked of the kernel's routes again each second.
+//! asked of the kernel's routes again each second; new flows to the pods of one node share an answer for as long.
 
 use core::mem::MaybeUninit;
 
@@ -15,6 +15,7 @@ use super::{
     checksum::Sum,
     conntrack, events,
     family::{Family, node_kind, packet, word},
+    maps::NODE_HOPS,
     nat,
     parse::{Bytes, ETHER_TYPE, ETHERNET, Parsed, Ports},
     routes::{self, Hop},
@@ -22,9 +23,9 @@ use super::{
 use crate::{
     Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
     config::{Config, NODE_LOCAL},
-    conntrack::{Conntrack, HOP_PASS, HOP_REFLECT, KIND_DIRECT, KIND_SERVICE},
+    conntrack::{Conntrack, HOP_PASS, HOP_REFLECT, KIND_DIRECT, KIND_SERVICE, TOUCH_TICKS},
     event::{EVENT_FLOW, Path},
-    service::BACKEND_LOCAL,
+    service::{BACKEND_LOCAL, Backend},
 };
 
 impl Bytes for XdpContext {
@@ -178,37 +179,94 @@ fn open<A: Family>(
         return None;
     }
     let becomes = nat::towards(&parsed.tuple, &choice)?;
-    let kind = nat::open_external(config, parsed, &choice, becomes).ok()?;
+    let scratch = A::scratch().get_ptr_mut(0)?;
+    // SAFETY: the slot is this CPU's own for the run; `becomes` is another field of it.
+    unsafe { (*scratch).hop = hop_to(ctx, config, choice.backend, &mut (*scratch).macs) };
+    let opened = nat::open_external(config, parsed, &choice, becomes);
+    // SAFETY: as above.
+    unsafe { (*scratch).hop = 0 };
+    let kind = opened.ok()?;
     events::flow(&parsed.tuple, becomes, EVENT_FLOW, u32::from(kind), 0);
-    let entry = conntrack::entry(parsed)?;
-    find_hop(ctx, config, entry);
-    Some(entry)
+    // As it has just been written: to look it up again would cost a packet of a new flow a tenth more.
+    // SAFETY: as above; nobody else holds the entry any longer.
+    Some(unsafe { &mut (*scratch).entry })
+}
+
+/// How packets to a backend on another node leave, which all that is on one node share: [`HOP_REFLECT`], with their
+/// Ethernet addresses, or [`HOP_PASS`].
+#[inline(never)]
+fn hop_to<A: Family>(ctx: &XdpContext, config: &Config, backend: &Backend<A>, macs: &mut [u8; 12]) -> u32 {
+    let node = backend.node;
+    let source = A::settings(config).node_address;
+    // A node's own addresses need not be routed as its pods are.
+    if node.same(A::ANY) || node.same(backend.address) {
+        return ask_routes(ctx, config, &source, &backend.address, macs);
+    }
+    let mut mixed = 0;
+    for index in 0..A::BITS as usize / 32 {
+        mixed = (mixed ^ word(&node, index)).wrapping_mul(0x9e37_79b1);
+    }
+    let Some(kept) = A::node_hops().get_ptr_mut((mixed >> 16) % NODE_HOPS) else {
+        return HOP_PASS.into();
+    };
+    // SAFETY: the slot is this CPU's own for the run.
+    let kept = unsafe { &mut *kept };
+    let (ingress, ticks) = (ctx.ingress_ifindex() as u32, conntrack::ticks());
+    if kept.node.same(node)
+        && kept.ifindex == ingress
+        && kept.ticks != 0
+        && ticks.wrapping_sub(kept.ticks) < TOUCH_TICKS
+    {
+        *macs = kept.macs;
+        return HOP_REFLECT.into();
+    }
+    let hop = ask_routes(ctx, config, &source, &backend.address, macs);
+    if hop == u32::from(HOP_REFLECT) {
+        kept.node = node;
+        kept.ifindex = ingress;
+        kept.ticks = ticks;
+        kept.macs = *macs;
+    }
+    hop
 }
 
 /// Asks the routes how a flow's packets leave.
 #[inline(never)]
 fn find_hop<A: Family>(ctx: &XdpContext, config: &Config, entry: &mut Conntrack<A>) {
-    entry.hop = HOP_PASS;
-    let destination = entry.becomes.destination;
     let source = if entry.kind == KIND_DIRECT {
         A::settings(config).node_address
     } else {
         entry.becomes.source
     };
-    if node_kind(destination) == NODE_LOCAL
-        || (config.tunnel_ifindex != 0 && super::tunnel::route(destination).is_some())
+    let destination = entry.becomes.destination;
+    entry.hop = ask_routes(ctx, config, &source, &destination, &mut entry.macs) as u8;
+}
+
+/// [`HOP_REFLECT`], with the Ethernet addresses that the packet gets, when it leaves by the interface that it came in by;
+/// [`HOP_PASS`] otherwise.
+#[inline(never)]
+fn ask_routes<A: Family>(
+    ctx: &XdpContext,
+    config: &Config,
+    source: &A,
+    destination: &A,
+    macs: &mut [u8; 12],
+) -> u32 {
+    if node_kind(*destination) == NODE_LOCAL
+        || (config.tunnel_ifindex != 0 && super::tunnel::route(*destination).is_some())
     {
-        return;
+        return HOP_PASS.into();
     }
     let ingress = ctx.ingress_ifindex() as u32;
-    if let Some(Hop {
-        ifindex,
-        macs: Some(([a, b, c, d, e, f], [g, h, i, j, k, l])),
-    }) = routes::find(ctx.ctx.cast(), ingress, &source, &destination)
-        && ifindex == ingress
-    {
-        entry.macs = [a, b, c, d, e, f, g, h, i, j, k, l];
-        entry.hop = HOP_REFLECT;
+    match routes::find(ctx.ctx.cast(), ingress, source, destination) {
+        Some(Hop {
+            ifindex,
+            macs: Some(([a, b, c, d, e, f], [g, h, i, j, k, l])),
+        }) if ifindex == ingress => {
+            *macs = [a, b, c, d, e, f, g, h, i, j, k, l];
+            HOP_REFLECT.into()
+        }
+        _ => HOP_PASS.into(),
     }
 }
 

@@ -64,7 +64,7 @@ impl Spec {
                 } else {
                     0
                 },
-                node: A::ANY,
+                node: node_of(world, *ip).map_or(A::ANY, family),
             })
             .collect();
         let pool = |spread| Pool {
@@ -86,6 +86,17 @@ impl Spec {
             frontends,
             pools: vec![pool(Spread::Each), pool(Spread::Table)],
         }
+    }
+}
+
+/// The node that a backend is on, if it is on another one: the neighbour, or one behind the router.
+fn node_of(world: &World, backend: IpAddr) -> Option<IpAddr> {
+    if backend == world.remote {
+        Some(world.neighbour)
+    } else if backend == world.stranger {
+        Some(world.gateway)
+    } else {
+        None
     }
 }
 

@@ -237,6 +237,42 @@ fn the_routes_are_asked_again_after_a_second() {
 }
 
 #[test]
+fn new_flows_to_a_node_share_its_way_for_a_second() {
+    let mut bench = connected();
+    let moved = [2, 0, 0, 0, 0, 0x99];
+    let mut port = 5000;
+    let mut open = |bench: &mut Bench, world: &World, (front, backend), mac| {
+        port += 1;
+        let ask = world.packet(UDP, (world.client, port), (world.balancer, front));
+        let (verdict, bytes) = bench.run(At::Driver, &ask.bytes());
+        assert_eq!(verdict, XDP_TX, "{} {front}", world.name);
+        let Seen { source, .. } = read(&bytes);
+        let out = ask.between(source, (backend, 8080)).with_ttl(63);
+        assert_eq!(bytes, out.with_macs(macs(mac)).bytes(), "{} {front}", world.name);
+        let known = flow(bench, world, &ask);
+        assert_eq!((known.hop, known.macs), (HOP_REFLECT, macs(mac)));
+    };
+    for world in &WORLDS {
+        bench.put(world, "beyond", &Spec::new(86, UDP, &[(world.stranger, 8080)]));
+        let (near, beyond) = ((81, world.remote), (86, world.stranger));
+        for _ in 0..3 {
+            open(&mut bench, world, near, NEIGHBOUR_MAC);
+            open(&mut bench, world, beyond, GATEWAY_MAC);
+        }
+        ip(&format!(
+            "neigh replace {} lladdr 02:00:00:00:00:99 dev uplink nud permanent",
+            world.neighbour
+        ));
+        // A hundred ticks, of which a kernel has a hundred a second or more.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        for _ in 0..3 {
+            open(&mut bench, world, near, moved);
+            open(&mut bench, world, beyond, GATEWAY_MAC);
+        }
+    }
+}
+
+#[test]
 fn without_a_neighbour_tc_goes_on_with_the_flow() {
     let mut bench = Bench::new();
     for world in &WORLDS {
