@@ -26,6 +26,8 @@ pub const SOURCES_MAP: &str = "ORCH_SOURCES";
 pub const AFFINITY_MAP: &str = "ORCH_AFFINITY";
 /// Start of the name of the LRU hashes from [`SocketKey`] to [`SocketOrigin`].
 pub const SOCKETS_MAP: &str = "ORCH_SOCKETS";
+/// Start of the name of the arrays of [`Stream`].
+pub const STREAMS_MAP: &str = "ORCH_STREAMS";
 /// Most service ports of one family.
 pub const SERVICES_MAX: usize = 524_288;
 /// Most chunks of all pools together.
@@ -36,8 +38,11 @@ pub const BACKENDS_MAX: usize = 1_048_576;
 pub const SOURCES_MAX: usize = 65_536;
 /// Most clients with session affinity that are remembered.
 pub const AFFINITY_MAX: usize = 65_536;
-/// Most sockets of one family whose original destination is remembered.
-pub const SOCKETS_MAX: usize = 65_536;
+/// Most pairs of a UDP socket and a backend of one family whose original destination is remembered.
+pub const SOCKETS_MAX: usize = 32_768;
+/// Most TCP sockets of one family whose original destination is remembered. A power of two, since a cookie ends in its
+/// slot's number.
+pub const STREAMS_MAX: usize = 65_536;
 
 /// An address and port that clients use.
 #[repr(C, align(4))]
@@ -247,7 +252,31 @@ pub struct Affinity {
 
 abi!(Affinity, size 16, align 8, { last_used @ 0, backend @ 8, _pad @ 12 });
 
-/// A socket and the backend it talks to.
+/// What a TCP socket asked for, and the backend that it got. A socket's slot is its cookie modulo [`STREAMS_MAX`]: cookies
+/// count upwards, so a slot is written again when that many sockets have come, and a connection costs a store, where a
+/// hash would cost it a hundredth of its rate.
+#[repr(C, align(4))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stream<A> {
+    /// The kernel's cookie of the socket, its low half first; zero where there was none yet.
+    pub cookie: [u32; 2],
+    /// The backend's address.
+    pub backend: A,
+    /// The service's address.
+    pub service: A,
+    /// The backend's port, in the host's order.
+    pub backend_port: u16,
+    /// The service's port, in the host's order.
+    pub service_port: u16,
+}
+
+abi!(both Stream { size 20, align 4, {
+    cookie @ 0, backend @ 8, service @ 12, backend_port @ 16, service_port @ 18,
+} } { size 44, align 4, {
+    cookie @ 0, backend @ 8, service @ 24, backend_port @ 40, service_port @ 42,
+} });
+
+/// A UDP socket and the backend it talks to.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct SocketKey<A> {

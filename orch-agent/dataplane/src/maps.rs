@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
 };
 use orch_ebpf::{
     Address, Address4, Address6,
@@ -23,8 +23,8 @@ use orch_ebpf::{
     policy::{IDENTITIES_MAP, Identity, RULES_MAP, Rule, RuleKey},
     service::{
         AFFINITY_MAP, Affinity, AffinityKey, BACKENDS_MAP, Backend, BackendKey, Chunk, ChunkKey,
-        SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey, SocketOrigin,
-        Source, SourceKey,
+        SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, STREAMS_MAP, Service, ServiceKey, SocketKey,
+        SocketOrigin, Source, SourceKey, Stream,
     },
 };
 
@@ -45,7 +45,7 @@ const SHARED: [&str; 7] = [
 ];
 
 /// The maps that each family has of its own, without the family's suffix.
-const OF_FAMILY: [&str; 12] = [
+const OF_FAMILY: [&str; 13] = [
     NODES_MAP,
     ROUTES_MAP,
     UPLINKS_MAP,
@@ -53,6 +53,7 @@ const OF_FAMILY: [&str; 12] = [
     SERVICES_MAP,
     BACKENDS_MAP,
     SOURCES_MAP,
+    STREAMS_MAP,
     SOCKETS_MAP,
     ENDPOINTS_MAP,
     CONNTRACK_MAP,
@@ -95,7 +96,9 @@ pub struct FamilyMaps<A: MapAddress> {
     pub backends: HashMap<MapData, BackendKey, Backend<A>>,
     /// Source ranges of services.
     pub sources: LpmTrie<MapData, SourceKey<A>, Source>,
-    /// Sockets that talk to backends.
+    /// TCP sockets that talk to backends.
+    pub streams: Array<MapData, Stream<A>>,
+    /// UDP sockets that talk to backends.
     pub sockets: HashMap<MapData, SocketKey<A>, SocketOrigin<A>>,
     /// Local pods.
     pub endpoints: HashMap<MapData, A, Endpoint>,
@@ -133,13 +136,13 @@ pub fn failed(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
     }
 }
 
-/// Every entry of a hash, read at few goes.
+/// Every entry of a hash or an array, read at few goes.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn entries<K: Pod + Default, V: Pod + Default>(
     name: &'static str,
-    map: &HashMap<MapData, K, V>,
+    map: &impl IterableMap<K, V>,
 ) -> Result<Vec<(K, V)>, DataplaneError> {
     let read = || {
         let map = MapData::from_fd(map.map().fd().as_fd().try_clone_to_owned()?).map_err(io::Error::other)?;
@@ -177,6 +180,7 @@ impl<A: MapAddress> FamilyMaps<A> {
             services: open(SERVICES_MAP, A::SUFFIX, find)?,
             backends: open(BACKENDS_MAP, A::SUFFIX, find)?,
             sources: open(SOURCES_MAP, A::SUFFIX, find)?,
+            streams: open(STREAMS_MAP, A::SUFFIX, find)?,
             sockets: open(SOCKETS_MAP, A::SUFFIX, find)?,
             endpoints: open(ENDPOINTS_MAP, A::SUFFIX, find)?,
             conntrack: open(CONNTRACK_MAP, A::SUFFIX, find)?,

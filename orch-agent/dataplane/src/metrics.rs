@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{HashMap, LpmTrie, Map, MapData},
+    maps::{Array, HashMap, LpmTrie, Map, MapData},
 };
 use orch_ebpf::{
     Address4, Address6,
@@ -20,8 +20,8 @@ use orch_ebpf::{
     event::{DropReason, METRICS_PATHS, Path as Way},
     policy::{IDENTITIES_MAP, Identity, RULES_MAP, Rule, RuleKey},
     service::{
-        AFFINITY_MAP, Affinity, AffinityKey, SOCKETS_MAP, SOURCES_MAP, SocketKey, SocketOrigin, Source,
-        SourceKey,
+        AFFINITY_MAP, Affinity, AffinityKey, SOCKETS_MAP, SOURCES_MAP, STREAMS_MAP, SocketKey, SocketOrigin,
+        Source, SourceKey, Stream,
     },
 };
 use parking_lot::Mutex;
@@ -225,8 +225,13 @@ fn walkers() -> Vec<Walker> {
     all
 }
 
-fn walkers_of<A: maps::MapAddress>() -> [Walker; 9] {
+fn walkers_of<A: maps::MapAddress>() -> [Walker; 10] {
     [
+        (STREAMS_MAP, A::SUFFIX, |data| {
+            let map: Array<MapData, Stream<A>> = Map::from_map_data(data).ok()?.try_into().ok()?;
+            let all = maps::entries(STREAMS_MAP, &map).ok()?;
+            Some(all.iter().filter(|(_, stream)| stream.cookie != [0; 2]).count())
+        }),
         (SOCKETS_MAP, A::SUFFIX, |data| {
             hash::<SocketKey<A>, SocketOrigin<A>>(data)
         }),

@@ -62,7 +62,9 @@ pub trait Family: Address {
     fn backends() -> &'static maps::Backends<Self>;
     /// Source ranges.
     fn sources() -> &'static maps::Sources<Self>;
-    /// What sockets asked for.
+    /// What TCP sockets asked for.
+    fn streams() -> &'static maps::Streams<Self>;
+    /// What UDP sockets asked for.
     fn sockets() -> &'static maps::Sockets<Self>;
     /// This node's pods.
     fn endpoints() -> &'static maps::Endpoints<Self>;
@@ -139,6 +141,7 @@ impl Family for Address4 {
         services Services ORCH_SERVICES4,
         backends Backends ORCH_BACKENDS4,
         sources Sources ORCH_SOURCES4,
+        streams Streams ORCH_STREAMS4,
         sockets Sockets ORCH_SOCKETS4,
         endpoints Endpoints ORCH_ENDPOINTS4,
         conntrack ConntrackMap ORCH_CONNTRACK4,
@@ -210,6 +213,7 @@ impl Family for Address6 {
         services Services ORCH_SERVICES6,
         backends Backends ORCH_BACKENDS6,
         sources Sources ORCH_SOURCES6,
+        streams Streams ORCH_STREAMS6,
         sockets Sockets ORCH_SOCKETS6,
         endpoints Endpoints ORCH_ENDPOINTS6,
         conntrack ConntrackMap ORCH_CONNTRACK6,

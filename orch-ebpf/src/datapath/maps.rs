@@ -16,7 +16,7 @@ use crate::{
     policy::{self, Identity, Rule, RuleKey},
     service::{
         self, Affinity, AffinityKey, Backend, BackendKey, Chunk, ChunkKey, Service, ServiceKey, SocketKey,
-        SocketOrigin, Source, SourceKey,
+        SocketOrigin, Source, SourceKey, Stream,
     },
 };
 
@@ -37,7 +37,9 @@ pub type Services<A> = HashMap<ServiceKey<A>, Service<A>, { service::SERVICES_MA
 pub type Backends<A> = HashMap<BackendKey, Backend<A>, { service::BACKENDS_MAX }, ON_DEMAND>;
 /// Source ranges of services.
 pub type Sources<A> = LpmTrie<SourceKey<A>, Source, { service::SOURCES_MAX }>;
-/// What sockets asked for.
+/// What TCP sockets asked for.
+pub type Streams<A> = Array<Stream<A>, { service::STREAMS_MAX }>;
+/// What UDP sockets asked for.
 pub type Sockets<A> = LruHashMap<SocketKey<A>, SocketOrigin<A>, { service::SOCKETS_MAX }>;
 /// This node's pods.
 pub type Endpoints<A> = HashMap<A, Endpoint, { endpoint::ENDPOINTS_MAX }, ON_DEMAND>;
@@ -119,7 +121,8 @@ maps_of_families! {
     "Services" Services HashMap ORCH_SERVICES4 ORCH_SERVICES6,
     "Backends" Backends HashMap ORCH_BACKENDS4 ORCH_BACKENDS6,
     "Source ranges of services" Sources LpmTrie ORCH_SOURCES4 ORCH_SOURCES6,
-    "What sockets asked for" Sockets LruHashMap ORCH_SOCKETS4 ORCH_SOCKETS6,
+    "What TCP sockets asked for" Streams Array ORCH_STREAMS4 ORCH_STREAMS6,
+    "What UDP sockets asked for" Sockets LruHashMap ORCH_SOCKETS4 ORCH_SOCKETS6,
     "This node's pods" Endpoints HashMap ORCH_ENDPOINTS4 ORCH_ENDPOINTS6,
     "Flows" ConntrackMap LruHashMap ORCH_CONNTRACK4 ORCH_CONNTRACK6,
     "Ports of fragmented datagrams" Fragments LruHashMap ORCH_FRAGMENTS4 ORCH_FRAGMENTS6,

@@ -12,7 +12,10 @@ use crate::{
     config::CONFIG_FLOWS,
     conntrack::{KIND_SERVICE, Tuple},
     event::{DropReason, EVENT_FLOW, Path},
-    service::{Backend, SCOPE_INTERNAL, SERVICE_MEMBERS, SERVICE_SOURCES, Service, SocketKey, SocketOrigin},
+    service::{
+        Backend, SCOPE_INTERNAL, SERVICE_MEMBERS, SERVICE_SOURCES, STREAMS_MAX, Service, SocketKey,
+        SocketOrigin, Stream,
+    },
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -165,10 +168,26 @@ pub fn restore(ctx: &SockAddrContext, kind: Kind) -> i32 {
 #[inline(always)]
 fn show_origin<A: Seen>(ctx: &SockAddrContext, kind: Kind) {
     let sock = ctx.sock_addr;
+    let cookie = cookie(ctx);
+    let (address, port) = (A::read(sock, kind), port(sock));
+    if protocol(sock) == PROTOCOL_TCP
+        && let Some(stream) = stream::<A>(cookie)
+        && stream.backend.same(address)
+        && stream.backend_port == port
+    {
+        let (service, port) = (stream.service, stream.service_port);
+        // Another socket with this slot may have come while it was read.
+        if held(stream) == cookie {
+            service.write(sock, kind);
+            set_port(sock, port);
+            return;
+        }
+    }
+    // UDP's, and those of TCP that were connected by an agent whose streams had no map of their own.
     let key = SocketKey {
-        cookie: cookie(ctx),
-        address: A::read(sock, kind),
-        port: port(sock),
+        cookie,
+        address,
+        port,
         _pad: 0,
     };
     // SAFETY: copied at once; a reused slot belongs to another key and the lookup would not have found it.
@@ -182,8 +201,7 @@ fn show_origin<A: Seen>(ctx: &SockAddrContext, kind: Kind) {
 #[inline(always)]
 fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 {
     let sock = ctx.sock_addr;
-    // SAFETY: the kernel hands a valid context.
-    let protocol = unsafe { (&raw const (*sock).protocol).read_volatile() } as u8;
+    let protocol = protocol(sock);
     if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
         return ALLOW;
     }
@@ -231,7 +249,11 @@ fn resolve<A: Seen>(ctx: &SockAddrContext, kind: Kind, connecting: bool) -> i32 
         Err(reason) => return refuse(reason, &asked),
     };
     let backend = choice.backend;
-    remember(ctx, &asked, backend);
+    if protocol == PROTOCOL_TCP {
+        remember_stream(ctx, &asked, backend);
+    } else {
+        remember(ctx, &asked, backend);
+    }
     backend.address.write(sock, kind);
     set_port(sock, backend.port);
     events::count(Path::Socket, 0);
@@ -271,7 +293,57 @@ impl<A: Family> Asked<A> {
     }
 }
 
-/// Remembers it, for the hooks that show it again, and reports it when it is new.
+/// A socket's slot, if it is the one who has it.
+#[inline(always)]
+fn stream<A: Family>(cookie: [u32; 2]) -> Option<&'static Stream<A>> {
+    let slot = slot(cookie)?;
+    // SAFETY: a slot outlives the run; who reads it asks `held` once more.
+    let slot = unsafe { &*slot };
+    (held(slot) == cookie).then_some(slot)
+}
+
+#[inline(always)]
+fn slot<A: Family>(cookie: [u32; 2]) -> Option<*mut Stream<A>> {
+    const { assert!(STREAMS_MAX.is_power_of_two()) };
+    A::streams().get_ptr_mut(cookie[0] % STREAMS_MAX as u32)
+}
+
+/// Whose a slot is now.
+#[inline(always)]
+fn held<A: Family>(stream: &Stream<A>) -> [u32; 2] {
+    let cookie = &raw const stream.cookie;
+    // SAFETY: within the slot, on a boundary of four.
+    unsafe {
+        [
+            cookie.cast::<u32>().read_volatile(),
+            cookie.cast::<u32>().add(1).read_volatile(),
+        ]
+    }
+}
+
+/// Remembers what a TCP socket asked for, for `getpeername` and for who closes sockets to backends that are gone, and
+/// reports it: a socket connects once.
+#[inline(always)]
+fn remember_stream<A: Family>(ctx: &SockAddrContext, asked: &Asked<A>, backend: &Backend<A>) {
+    let cookie = cookie(ctx);
+    if let Some(slot) = slot::<A>(cookie) {
+        // SAFETY: within the slot. One that reads what another has just begun to write finds the other's cookie.
+        unsafe {
+            let held = (&raw mut (*slot).cookie).cast::<u32>();
+            held.write_volatile(cookie[0]);
+            held.add(1).write_volatile(cookie[1]);
+            (*slot).backend = backend.address;
+            (*slot).service = asked.address;
+            (*slot).backend_port = backend.port;
+            (*slot).service_port = asked.port;
+        }
+    }
+    if events::listening(CONFIG_FLOWS) {
+        report(asked, backend);
+    }
+}
+
+/// Remembers what a UDP socket asked for, for the hooks that show it again, and reports it when it is new.
 #[inline(never)]
 fn remember<A: Family>(ctx: &SockAddrContext, asked: &Asked<A>, backend: &Backend<A>) {
     let key = SocketKey {
@@ -347,6 +419,12 @@ fn cookie(ctx: &SockAddrContext) -> [u32; 2] {
     // SAFETY: the kernel hands a valid context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     [cookie as u32, (cookie >> 32) as u32]
+}
+
+#[inline(always)]
+fn protocol(sock: *mut bpf_sock_addr) -> u8 {
+    // SAFETY: the kernel hands a valid context.
+    (unsafe { (&raw const (*sock).protocol).read_volatile() }) as u8
 }
 
 #[inline(always)]

@@ -2,18 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap as Index};
 
+use aya::maps::{Array, MapData};
 use orch_ebpf::service::{
     AFFINITY_MAP, Affinity, AffinityKey, BACKEND_LOCAL, BACKENDS_MAP, Backend, BackendKey, CHUNK_SLOTS,
     CLIENT_NAMESPACE, Chunk, ChunkKey, SCOPE_EXTERNAL, SERVICE_HOST_PORT, SERVICE_LOCAL, SERVICE_SOURCES,
-    SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, Service, ServiceKey, SocketKey, SocketOrigin, Source,
-    SourceKey,
+    SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, STREAMS_MAP, Service, ServiceKey, SocketKey,
+    SocketOrigin, Source, SourceKey, Stream,
 };
 use serde_json::{Value, json};
 
 use super::{Cell, Pins, Table, both, flags, network, seconds_since, socket, table::row, wide};
-use crate::{DataplaneError, maps::MapAddress, monitor::protocol};
+use crate::{
+    DataplaneError,
+    maps::{self, MapAddress},
+    monitor::protocol,
+};
 
-type Slots = aya::maps::HashMap<aya::maps::MapData, ChunkKey, Chunk>;
+type Slots = aya::maps::HashMap<MapData, ChunkKey, Chunk>;
 
 pub(super) fn services(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
     let columns = [
@@ -214,13 +219,28 @@ pub(super) fn sockets(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
 }
 
 fn sockets_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(), DataplaneError> {
-    let rank = |key: &SocketKey<A>, _: &SocketOrigin<A>| (key.address, key.port, key.cookie);
-    for (key, origin) in pins.hash::<SocketKey<A>, SocketOrigin<A>, _>(SOCKETS_MAP, A::SUFFIX, rank)? {
-        let [low, high] = key.cookie.map(u64::from);
+    let streams: Array<MapData, Stream<A>> = pins.open(STREAMS_MAP, A::SUFFIX)?;
+    let streams = maps::entries(STREAMS_MAP, &streams)?.into_iter();
+    let streams = streams.filter(|(_, stream)| stream.cookie != [0; 2]);
+    let mut all: Vec<_> = streams
+        .map(|(_, stream)| {
+            let backend = (stream.backend, stream.backend_port);
+            (backend, stream.cookie, (stream.service, stream.service_port))
+        })
+        .collect();
+    let any = |_: &SocketKey<A>, _: &SocketOrigin<A>| ();
+    let datagrams = pins.hash::<SocketKey<A>, SocketOrigin<A>, _>(SOCKETS_MAP, A::SUFFIX, any)?;
+    all.extend(datagrams.into_iter().map(|(key, origin)| {
+        let service = (origin.address, origin.port);
+        ((key.address, key.port), key.cookie, service)
+    }));
+    all.sort_unstable();
+    for ((backend, backend_port), cookie, (service, service_port)) in all {
+        let [low, high] = cookie.map(u64::from);
         table.push(row![
             high << 32 | low,
-            socket(origin.address, origin.port),
-            socket(key.address, key.port),
+            socket(service, service_port),
+            socket(backend, backend_port),
         ]);
     }
     Ok(())

@@ -19,7 +19,10 @@ use std::{
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use orch_cluster::Cluster;
-use orch_ebpf::{PROTOCOL_TCP, PROTOCOL_UDP, service::SOCKETS_MAP, service::SocketKey};
+use orch_ebpf::{
+    PROTOCOL_TCP, PROTOCOL_UDP,
+    service::{SOCKETS_MAP, STREAMS_MAP, SocketKey, Stream},
+};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -230,7 +233,17 @@ fn look<A: MapAddress>(
     for (key, _) in entries(SOCKETS_MAP, &maps.sockets)? {
         each(key.cookie, key.address.ip(), key.port);
     }
+    for (_, stream) in streams(maps)? {
+        each(stream.cookie, stream.backend.ip(), stream.backend_port);
+    }
     Ok(())
+}
+
+/// The slots in use, with their numbers.
+fn streams<A: MapAddress>(maps: &FamilyMaps<A>) -> Result<Vec<(u32, Stream<A>)>, DataplaneError> {
+    let mut all = entries(STREAMS_MAP, &maps.streams)?;
+    all.retain(|(_, stream)| stream.cookie != [0; 2]);
+    Ok(all)
 }
 
 /// Sockets to close, and the peers that they must still have.
@@ -328,6 +341,13 @@ fn forget_in<A: MapAddress>(maps: &mut FamilyMaps<A>, targets: &Targets) -> Resu
         .collect();
     for key in keys {
         gone_or(maps.sockets.remove(&key)).map_err(failed(SOCKETS_MAP))?;
+    }
+    let mut slots = streams(maps)?;
+    slots.retain(|(_, stream)| targets.streams.get(&stream.cookie) == Some(&stream.backend.ip()));
+    for (slot, _) in slots {
+        // A socket that took the slot this very moment is forgotten too.
+        let set = maps.streams.set(slot, Stream::default(), 0);
+        set.map_err(failed(STREAMS_MAP))?;
     }
     Ok(())
 }
