@@ -19,8 +19,9 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, Map, MapData, MapInfo},
     programs::{
-        SchedClassifier,
+        SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
+        tc::{SchedClassifierLink, TcHandle},
     },
 };
 use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, inspect, maps};
@@ -40,12 +41,12 @@ static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR")
 /// The map that had another capacity in the older release.
 const MAP: &str = "ORCH_CONNTRACK4";
 const FORMER_MAX: u32 = 131_072;
-/// Program and start of its pins' names.
-const PROGRAMS: [(&str, &str); 4] = [
-    ("pod_ingress", "pod_"),
-    ("pod_egress", "podegress_"),
-    ("uplink_ingress", "uplink_ingress_"),
-    ("uplink_egress", "uplink_egress_"),
+/// Program, start of its pins' names, and start of its interface's name.
+const PROGRAMS: [(&str, &str, &str); 4] = [
+    ("pod_ingress", "pod_", "orch"),
+    ("pod_egress", "podegress_", "orch"),
+    ("uplink_ingress", "uplink_ingress_", "eth0"),
+    ("uplink_egress", "uplink_egress_", "eth0"),
 ];
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
 
@@ -65,7 +66,7 @@ fn make_older(root: &Path) -> Ebpf {
         loader.map_pin_path(name, folder.join(name));
     }
     let mut ebpf = loader.load(&OBJECT.0).unwrap();
-    for (name, start) in PROGRAMS {
+    for (name, start, interface) in PROGRAMS {
         let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
         program.load().unwrap();
         let mut swapped = 0;
@@ -77,9 +78,33 @@ fn make_older(root: &Path) -> Ebpf {
                 swapped += 1;
             }
         }
+        // Before Linux 6.6 there are no links to pin, but filters of tc.
+        if swapped == 0 {
+            let interface = interface_like(interface);
+            let direction = if name.ends_with("egress") {
+                TcAttachType::Egress
+            } else {
+                TcAttachType::Ingress
+            };
+            let handle = TcHandle::new(0, 1);
+            let filter = SchedClassifierLink::attached(&interface, direction, 0x6f72, handle, None).unwrap();
+            let link = program.attach_to_link(filter).unwrap();
+            // It would go with the program that this returns.
+            std::mem::forget(program.take_link(link).unwrap());
+            swapped += 1;
+        }
         assert_eq!(swapped, 1, "{name}");
     }
     ebpf
+}
+
+/// The interface here whose name begins like that.
+fn interface_like(start: &str) -> String {
+    let output = support::run("ip", &["-j", "link"]);
+    let links: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut names = links.as_array().unwrap().iter().map(|link| &link["ifname"]);
+    let name = names.find(|name| name.as_str().unwrap().starts_with(start));
+    name.unwrap().as_str().unwrap().to_owned()
 }
 
 fn flows(root: &Path) -> usize {

@@ -246,10 +246,17 @@ fn exchange(kind: &str, target: SocketAddr) -> std::io::Result<String> {
             let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))?;
             stream.set_read_timeout(wait)?;
             stream.set_write_timeout(wait)?;
-            stream.write_all(&vec![7; BIG])?;
-            stream.shutdown(std::net::Shutdown::Write)?;
+            // Who only writes waits for a server that waits for its answers to be read, once all buffers are full.
+            let mut writer = stream.try_clone()?;
+            let written = std::thread::spawn(move || {
+                writer.write_all(&vec![7; BIG])?;
+                writer.shutdown(std::net::Shutdown::Write)
+            });
             let mut back = Vec::new();
             stream.read_to_end(&mut back)?;
+            written
+                .join()
+                .map_err(|_| std::io::Error::other("the writer panicked"))??;
             Ok(format!("{} bytes", back.len()))
         }
         "udp-connected" => {
