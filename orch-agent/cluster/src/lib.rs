@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 mod changes;
 pub mod policies;
+mod trim;
 
 use crate::changes::Feed;
 pub use crate::changes::{Change, Changes};
@@ -58,16 +59,16 @@ impl Cluster {
             services: reflect(
                 Api::all(client.clone()),
                 mark.clone(),
-                |_| {},
+                trim::service,
                 move |event| services.tell(event, Change::Service),
             ),
             slices: reflect(
                 Api::all(client.clone()),
                 mark.clone(),
-                |_| {},
+                trim::slice,
                 move |event| slices.tell(event, Change::Slice),
             ),
-            nodes: reflect(Api::all(client.clone()), mark, trim_node, |_| {}),
+            nodes: reflect(Api::all(client.clone()), mark, trim::node, |_| {}),
             changed,
             feed: Some(feed),
             client: Some(client.clone()),
@@ -153,13 +154,6 @@ impl Cluster {
     }
 }
 
-/// Drops what a node's own kubelet alone cares for.
-fn trim_node(node: &mut Node) {
-    if let Some(status) = &mut node.status {
-        status.images = None;
-    }
-}
-
 /// How long a watch is asked to last, in seconds; the API server ends it then and it is resumed where it ended.
 const WATCH_SECONDS: u32 = 290;
 /// The first and the longest pause before a broken watch is tried again. A node whose API server restarts should know
@@ -186,8 +180,7 @@ impl Backoff for Retry {
     }
 }
 
-/// Keeps a store true. What nobody here reads is dropped before it is stored: managed fields, annotations, and
-/// whatever else `trim` takes out. `tell` hears of each event once the store shows it.
+/// Keeps a store true, of what `trim` leaves of each object. `tell` hears of each event once the store shows it.
 fn reflect<K>(
     api: Api<K>,
     mark: watch::Sender<u64>,
@@ -200,12 +193,7 @@ where
 {
     let (store, writer) = reflector::store();
     let config = watcher::Config::default().timeout(WATCH_SECONDS);
-    let source = watcher(api, config).modify(move |object| {
-        let meta = object.meta_mut();
-        meta.managed_fields = None;
-        meta.annotations = None;
-        trim(object);
-    });
+    let source = watcher(api, config).modify(trim);
     let stream = reflector::reflector(writer, source).backoff(Retry::default());
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);

@@ -86,7 +86,7 @@ async fn measure(config: &DataplaneConfig) -> Vec<Row> {
     let mut times = changes(&api, &dataplane, config).await;
     vec![
         Row {
-            goal: Some("<= 1"),
+            goal: Some("<= 1".into()),
             ..row(
                 format!("agent CPU for {SERVICES} services of {ENDPOINTS} from cold"),
                 cpu.as_secs_f64(),
@@ -109,7 +109,7 @@ async fn measure(config: &DataplaneConfig) -> Vec<Row> {
             "ms",
         ),
         Row {
-            goal: Some("<= 5"),
+            goal: Some("<= 5".into()),
             ..row(
                 "an endpoint's change, from watch event to map, p99",
                 support::quantile(&mut times, 0.99) * 1e3,

@@ -53,8 +53,8 @@ const SENT: usize = 20_000;
 const NEW: usize = 2_000;
 /// Rounds, of which the middle counts.
 const ROUNDS: usize = 7;
-/// The most that Katran takes on a machine like ours, the clock included.
-const GOAL: &str = "<= 74";
+/// The most that Katran takes for a packet, in nanoseconds: 74 with the clock, which took 20 of them.
+const GOAL: f64 = 54.0;
 
 fn main() {
     let place = Place::enter();
@@ -249,14 +249,21 @@ impl Bench<'_> {
             ""
         };
         let what = |what: &str| format!("{mode}{what}, {} services", self.services);
-        let bounded = |row| Row {
-            goal: Some(GOAL),
+        // As much as that beside what this machine's clock takes.
+        let bounded = |row, clock| Row {
+            goal: Some(format!("<= {:.0}", clock + GOAL)),
             ..row
         };
         vec![
-            bounded(row(what("established flow, live frames"), established, "ns")),
+            bounded(
+                row(what("established flow, live frames"), established, "ns"),
+                nothing,
+            ),
             row(what("no flow of ours, live frames"), nothing, "ns"),
-            bounded(row(what("new flows, one frame at a time"), new, "ns")),
+            bounded(
+                row(what("new flows, one frame at a time"), new, "ns"),
+                nothing_sent,
+            ),
             row(what("1,000 flows by turns, one frame at a time"), turns, "ns"),
             row(what("no flow of ours, one frame at a time"), nothing_sent, "ns"),
             row(what("new flows, a call for each"), cold, "ns"),

@@ -27,7 +27,7 @@ pub struct Options {
     #[arg(long, default_value = "6.1")]
     kernel: String,
     /// Seconds that one test binary may take; emulation is slow
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 2400)]
     patience: u64,
     /// Test binaries of orch-dataplane; all when none is given, `verifier` first
     tests: Vec<String>,

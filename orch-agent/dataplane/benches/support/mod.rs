@@ -41,7 +41,7 @@ pub struct Row {
     pub value: f64,
     pub unit: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub goal: Option<&'static str>,
+    pub goal: Option<String>,
 }
 
 /// A row without a goal.

@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::sys;
+
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// The Ethernet address of all nodes' multicast group (RFC 2464 section 7).
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -74,25 +76,7 @@ fn checksum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> [u8; 2] 
     let pseudo = [0, 0, 0, orch_ebpf::PROTOCOL_ICMPV6];
     let (source, destination) = (source.octets(), destination.octets());
     let bytes = [&source[..], &destination, &length, &pseudo, message].concat();
-    internet_checksum(&bytes)
-}
-
-/// The Internet checksum (RFC 1071) of some bytes.
-#[must_use]
-pub fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
-    let mut sum: u32 = bytes
-        .chunks(2)
-        .map(|pair| match *pair {
-            [high, low] => u32::from(u16::from_be_bytes([high, low])),
-            [high] => u32::from(high) << 8,
-            _ => 0,
-        })
-        .fold(0, u32::wrapping_add);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let [_, _, high, low] = (!sum).to_be_bytes();
-    [high, low]
+    sys::icmp::checksum(&bytes)
 }
 
 #[cfg(test)]

@@ -20,7 +20,6 @@ use orch_ebpf::{
 use tokio::sync::watch;
 
 use self::choose::Choice;
-pub use self::frames::internet_checksum;
 use crate::{
     DataplaneError,
     liveness::{Heard, Life},

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 use tokio::io::unix::AsyncFd;
 
-use crate::{announce::internet_checksum, sys};
+use crate::sys;
 
 const ECHO_REQUEST_V4: u8 = 8;
 const ECHO_REPLY_V4: u8 = 0;
@@ -165,7 +165,7 @@ fn message(kind: u8, identifier: u16, sum: bool) -> [u8; LENGTH] {
     header.copy_from_slice(&[kind, 0, 0, 0, high, low, 0, 0]);
     word.copy_from_slice(&WORD);
     if sum {
-        let sum = internet_checksum(&message);
+        let sum = sys::icmp::checksum(&message);
         message[2..4].copy_from_slice(&sum);
     }
     message
@@ -230,6 +230,6 @@ mod tests {
         answer[9] ^= 1;
         assert!(!echo_v6(&answer, 7));
         assert!(!echo_v4(&[], 7));
-        assert_eq!(internet_checksum(&message(ECHO_REQUEST_V4, 7, true)), [0, 0]);
+        assert_eq!(sys::icmp::checksum(&message(ECHO_REQUEST_V4, 7, true)), [0, 0]);
     }
 }

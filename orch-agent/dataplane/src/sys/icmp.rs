@@ -1,4 +1,5 @@
-//! Raw ICMP sockets that see echo replies only: `raw(7)` and RFC 3542 section 3.2, whose options no safe wrapper sets.
+//! ICMP for those who write its messages themselves: the checksum, and raw sockets that see echo replies only (`raw(7)` and
+//! RFC 3542 section 3.2, whose options no safe wrapper sets).
 
 use std::{
     io,
@@ -8,6 +9,24 @@ use std::{
 // From linux/icmp.h and linux/icmpv6.h.
 const ICMP_FILTER: libc::c_int = 1;
 const ICMPV6_FILTER: libc::c_int = 1;
+
+/// The Internet checksum (RFC 1071) of some bytes.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| match *pair {
+            [high, low] => u32::from(u16::from_be_bytes([high, low])),
+            [high] => u32::from(high) << 8,
+            _ => 0,
+        })
+        .fold(0, u32::wrapping_add);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let [_, _, high, low] = (!sum).to_be_bytes();
+    [high, low]
+}
 
 /// Keeps every ICMP message but those of one type from the socket, whose family `v6` says.
 ///

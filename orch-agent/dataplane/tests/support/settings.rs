@@ -63,5 +63,9 @@ impl Drop for Settings {
     fn drop(&mut self) {
         let _ = orch_dataplane::remove_pins(&self.0.bpf_root);
         let _ = std::fs::remove_dir(&self.0.cgroup_path);
+        // Where a test has set another, it is not ours.
+        if self.0.run_dir.file_name() == self.0.cgroup_path.file_name() {
+            let _ = std::fs::remove_dir_all(&self.0.run_dir);
+        }
     }
 }

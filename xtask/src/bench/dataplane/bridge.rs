@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{
     Row,
     fixture::{Fixture, pod},
-    interleaved::{Compared, compare},
+    interleaved::{Compared, LENGTH, compare},
     place::Place,
 };
 use crate::{
@@ -82,7 +82,7 @@ pub fn measure() -> Result<Vec<Row>> {
     let both = |words: &str, port: u16, number: fn(&crate::traffic::Outcome) -> f64| -> Result<Compared> {
         let ask = |place: &Place, address| {
             let target = SocketAddr::new(address, port).to_string();
-            Ok(number(&place.client(&[words, &target])?))
+            Ok(number(&place.client(&[words, &target, "--seconds", LENGTH])?))
         };
         let step = term::step(&format!("{words}, between pods and over a bridge"));
         let compared = compare(|| ask(&plain_left, plain_address), || ask(&left, pod_address))?;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{
     Row,
     fixture::{Fixture, pod, service},
-    interleaved::compare,
+    interleaved::{LENGTH, compare},
     objects::create_services,
     place::Place,
 };
@@ -107,7 +107,7 @@ fn one(
 ) -> Result<Vec<Row>> {
     let ask = |address| {
         let target = SocketAddr::new(address, kind.port).to_string();
-        let outcome = client.client(&[kind.words, &target])?;
+        let outcome = client.client(&[kind.words, &target, "--seconds", LENGTH])?;
         Ok((kind.number)(&outcome))
     };
     let compared = compare(|| ask(address), || ask(cluster_ip))?;

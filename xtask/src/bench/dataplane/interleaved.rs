@@ -4,8 +4,11 @@ use anyhow::Result;
 
 use crate::bench::median;
 
-/// How often each way is measured.
-const ROUNDS: usize = 7;
+/// How often each way is measured: many short rounds, since a machine that is not ours alone changes its pace from one
+/// second to the next.
+const ROUNDS: usize = 31;
+/// How long one takes, in seconds.
+pub const LENGTH: &str = "0.5";
 
 /// What came of both.
 pub struct Compared {
