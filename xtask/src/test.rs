@@ -7,7 +7,7 @@ use crate::{
     build_ebpf,
     cluster::{
         load_image,
-        modes::{Families, Modes, Tunnel, Wanted, Xdp},
+        modes::{Families, LoadBalancer, Tunnel, Wanted, Xdp},
         residue,
         state::State,
         up,
@@ -33,6 +33,8 @@ pub struct Options {
 const NODES: u8 = 3;
 /// What is tested once more with a tunnel between the nodes and without XDP: files of tests.
 const TUNNELLED: [&str; 2] = ["network", "services"];
+/// What is tested once more with direct server return, in the driver.
+const DIRECT: [&str; 2] = ["load_balancer", "services"];
 
 /// Runs the tests of all crates, then those on a cluster of three nodes, which it starts and stops.
 ///
@@ -67,28 +69,30 @@ fn on_cluster(options: &Options) -> Result<()> {
     let (nodes, families) = before.as_ref().map_or((NODES, Some(Families::Dual)), |state| {
         (state.nodes.max(NODES), None)
     });
-    let bring = |tunnel, xdp, no_build| {
+    let bring = |tunnel, xdp, load_balancer, no_build| {
         up::run(&up::Options {
             nodes: Some(nodes),
             modes: Wanted {
                 ip_family: families,
                 tunnel: Some(tunnel),
                 xdp: Some(xdp),
-                load_balancer_mode: None,
+                load_balancer_mode: Some(load_balancer),
             },
             no_build,
             store: None,
         })
     };
-    bring(Tunnel::Off, Xdp::Native, false)?;
+    bring(Tunnel::Off, Xdp::Native, LoadBalancer::Snat, false)?;
     load_images()?;
     let outcome = cluster_test(options, &[])
-        .and_then(|()| bring(Tunnel::Vxlan, Xdp::Off, true))
-        .and_then(|()| cluster_test(options, &TUNNELLED));
+        .and_then(|()| bring(Tunnel::Vxlan, Xdp::Off, LoadBalancer::Snat, true))
+        .and_then(|()| cluster_test(options, &TUNNELLED))
+        .and_then(|()| bring(Tunnel::Off, Xdp::Native, LoadBalancer::Dsr, true))
+        .and_then(|()| cluster_test(options, &DIRECT));
     if outcome.is_ok()
-        && let Some(Modes { tunnel, xdp, .. }) = modes
+        && let Some(modes) = modes
     {
-        bring(tunnel, xdp, true)?;
+        bring(modes.tunnel, modes.xdp, modes.load_balancer, true)?;
     }
     if before.is_none() && (outcome.is_ok() || std::env::var_os("CI").is_some()) {
         crate::cluster::down::run()?;
