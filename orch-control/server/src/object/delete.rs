@@ -68,11 +68,20 @@ impl Options {
         }
     }
 
-    /// The finalizer that the propagation policy asks for, if any.
-    fn finalizer(&self) -> Option<&'static str> {
+    /// The finalizer that the propagation policy asks for, if any: the kind's own where neither the options nor the
+    /// object's finalizers say which.
+    fn finalizer(&self, kind: &Kind, object: &Value) -> Option<&'static str> {
         match (self.propagation.as_deref(), self.orphan) {
             (Some("Foreground"), _) => Some(FOREGROUND),
             (Some("Orphan"), _) | (None, Some(true)) => Some(ORPHAN),
+            (None, None)
+                if orphans(kind)
+                    && !meta::finalizers(object)
+                        .iter()
+                        .any(|f| [FOREGROUND, ORPHAN].contains(f)) =>
+            {
+                Some(ORPHAN)
+            }
             _ => None,
         }
     }
@@ -187,7 +196,7 @@ fn mark(kind: &Kind, options: &Options, object: &mut Value, now: Timestamp) {
             metadata.insert("generation".into(), json!(generation + 1));
         }
     }
-    if let Some(wanted) = options.finalizer() {
+    if let Some(wanted) = options.finalizer(kind, object) {
         let mut finalizers: Vec<String> = meta::finalizers(object)
             .into_iter()
             .filter(|f| ![FOREGROUND, ORPHAN].contains(f))
@@ -230,6 +239,12 @@ fn grace_seconds(kind: &Kind, options: &Options, object: &Value) -> i64 {
         .unwrap_or(30);
     // Negative means "as soon as possible, but not by force".
     if asked < 0 { 1 } else { asked }
+}
+
+/// Whether the dependents of a kind stay where nobody says what is to become of them. A ReplicationController's did before
+/// servers knew of dependents (`DefaultGarbageCollectionPolicy` of the registry).
+fn orphans(kind: &Kind) -> bool {
+    (kind.group, kind.plural) == ("", "replicationcontrollers")
 }
 
 fn is_namespace(kind: &Kind) -> bool {
@@ -400,5 +415,37 @@ mod tests {
         mark(pods(), &foreground, &mut kept, Timestamp::UNIX_EPOCH);
         assert_eq!(meta::finalizers(&kept), ["x/y", FOREGROUND]);
         assert!(!is_due(pods(), &kept));
+    }
+
+    #[test]
+    fn a_replication_controller_leaves_its_pods_unless_somebody_says_otherwise() {
+        let kind = Kind::find("", "v1", "replicationcontrollers").unwrap();
+        let left = |options: &Options, finalizers: Value| {
+            let mut object = json!({ "metadata": { "name": "c", "finalizers": finalizers } });
+            mark(kind, options, &mut object, Timestamp::UNIX_EPOCH);
+            object["metadata"]["finalizers"].clone()
+        };
+        let policy = |policy: &str| Options {
+            propagation: Some(policy.into()),
+            ..Options::default()
+        };
+        let orphan = |orphan| Options {
+            orphan: Some(orphan),
+            ..Options::default()
+        };
+        assert_eq!(left(&Options::default(), json!([])), json!([ORPHAN]));
+        assert_eq!(
+            left(&Options::default(), json!([FOREGROUND])),
+            json!([FOREGROUND])
+        );
+        assert_eq!(left(&policy("Orphan"), json!([])), json!([ORPHAN]));
+        assert_eq!(left(&orphan(true), json!([])), json!([ORPHAN]));
+        for options in [policy("Background"), orphan(false)] {
+            assert_eq!(left(&options, json!([])), json!(null));
+        }
+        let mut set = json!({ "metadata": { "name": "s" } });
+        let sets = Kind::find("apps", "v1", "replicasets").unwrap();
+        mark(sets, &Options::default(), &mut set, Timestamp::UNIX_EPOCH);
+        assert_eq!(set["metadata"]["finalizers"], json!(null));
     }
 }
