@@ -6,11 +6,22 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use orch_runtime::{
     ContainerSpec, ContainerState, MountKind, MountSpec, PodResources, Propagation, Resources, RuntimeError,
     RuntimeEvent, SandboxSpec, SeccompProfile, UserSpec,
 };
 use support::{Node, exited, run};
+
+/// The shim of a container's process.
+fn shim_of(pid: u32) -> Pid {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    Pid::from_raw(fields.split(' ').nth(1).unwrap().parse().unwrap())
+}
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
@@ -167,23 +178,46 @@ async fn a_new_runtime_finds_what_the_last_one_left() {
     runtime.create(&orphan).await.unwrap();
     runtime.start(&orphan.id).await.unwrap();
     let pid = runtime.container(&orphan.id).await.unwrap().unwrap().pid;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let shim: i32 = stat
-        .rsplit_once(") ")
-        .unwrap()
-        .1
-        .split(' ')
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::SIGKILL).unwrap();
+    kill(shim_of(pid), Signal::SIGKILL).unwrap();
     let status = exited(&runtime, &orphan.id).await;
     assert!(matches!(status.exit_code, Some(137 | 255)), "{status:?}");
     for spec in [&long, &dies, &orphan] {
         runtime.delete(&spec.id).await.unwrap();
     }
     assert_eq!(node.mounts().len(), 0, "{:?}", node.mounts());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shim_that_does_not_answer_is_no_exit() {
+    let (node, runtime) = Node::start().await;
+    let spec = node.script("silent", "sleep 1000");
+    runtime.create(&spec).await.unwrap();
+    runtime.start(&spec.id).await.unwrap();
+    let running = runtime.container(&spec.id).await.unwrap().unwrap();
+    assert_eq!(running.state, ContainerState::Running);
+    // A new runtime knows no more than what containerd says.
+    drop(runtime);
+    let runtime = node.connect().await;
+    let shim = shim_of(running.pid);
+    kill(shim, Signal::SIGSTOP).unwrap();
+    let alone = runtime.container(&spec.id).await;
+    let all = runtime.containers().await;
+    kill(shim, Signal::SIGCONT).unwrap();
+    for silent in [alone.unwrap().unwrap(), all.unwrap().remove(0)] {
+        assert_eq!(
+            (silent.state, silent.pid, silent.exit_code),
+            (ContainerState::Running, 0, None)
+        );
+        assert_eq!(
+            (silent.started_at, silent.finished_at),
+            (running.started_at, None)
+        );
+    }
+    let known = runtime.container(&spec.id).await.unwrap().unwrap();
+    assert_eq!((known.state, known.pid), (ContainerState::Running, running.pid));
+    runtime.kill(&spec.id, libc::SIGKILL, true).await.unwrap();
+    assert_eq!(exited(&runtime, &spec.id).await.exit_code, Some(137));
+    runtime.delete(&spec.id).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

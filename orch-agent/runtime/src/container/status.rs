@@ -98,7 +98,8 @@ impl Runtime {
     /// All containers of the namespace that this runtime made.
     ///
     /// One whose making was cut short, or whose process went with a reboot, is [`ContainerState::Exited`] with
-    /// exit code 255; it has a `started_at` only if it was started since the last boot.
+    /// exit code 255; it has a `started_at` only if it was started since the last boot. One whose shim does not answer in
+    /// containerd's two seconds is what it was when last seen, with a `pid` of zero.
     pub async fn containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
         let filter = format!("labels.\"{PREFIX}{POD_UID}\"");
         let list = ListContainersRequest {
@@ -230,7 +231,10 @@ fn status(
     let state = match task.as_ref().map(Process::status) {
         Some(Status::Created) => ContainerState::Created,
         Some(Status::Running | Status::Paused | Status::Pausing) => ContainerState::Running,
-        Some(Status::Stopped | Status::Unknown) | None => ContainerState::Exited,
+        // The shim has not answered, which is no exit: a second process beside the first would be worse than to wait.
+        Some(Status::Unknown) if started_at.is_some() => ContainerState::Running,
+        Some(Status::Unknown) => ContainerState::Created,
+        Some(Status::Stopped) | None => ContainerState::Exited,
     };
     let stopped = task.as_ref().filter(|t| t.status() == Status::Stopped);
     let exited = state == ContainerState::Exited;
