@@ -186,14 +186,14 @@ pub struct Bandwidth {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use orch_ebpf::{Address4, Address6};
 
     use super::*;
 
-    #[test]
-    fn a_family_without_a_node_address_is_all_zero() {
-        let config = DataplaneConfig {
+    /// Those of a node with an IPv4 address only.
+    pub(crate) fn plain() -> DataplaneConfig {
+        DataplaneConfig {
             node_name: "n".into(),
             node_ips: vec!["192.0.2.1".parse().unwrap()],
             uplinks: Vec::new(),
@@ -207,7 +207,12 @@ mod tests {
             tunnel: Tunnel::default(),
             direct_return: false,
             proxy_health: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_family_without_a_node_address_is_all_zero() {
+        let config = plain();
         assert_eq!(config.family::<Address6>(), FamilyConfig::default());
         let v4 = config.family::<Address4>();
         assert_eq!(

@@ -47,7 +47,7 @@ use ipnet::IpNet;
 use orch_cluster::Cluster;
 use orch_ebpf::{
     ABI_VERSION,
-    config::{CONFIG_DSR, CONFIG_MOVING, Config},
+    config::{CONFIG_DSR, CONFIG_MOVING, CONFIG_UNPACK, Config},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -215,12 +215,17 @@ impl Dataplane {
     }
 }
 
-/// The settings that stay as long as the agent runs.
+/// The settings that stay as long as the agent runs. What an agent before this one has begun goes on: its flag
+/// [`CONFIG_UNPACK`] stays.
 fn configure(settings: &mut Config, config: &DataplaneConfig) {
     settings.abi_version = ABI_VERSION;
+    // An agent that did not know the flag yet had the other.
+    if settings.flags & CONFIG_DSR != 0 {
+        settings.flags |= CONFIG_UNPACK;
+    }
     settings.flags &= !(CONFIG_DSR | CONFIG_MOVING);
     if config.direct_return {
-        settings.flags |= CONFIG_DSR;
+        settings.flags |= CONFIG_DSR | CONFIG_UNPACK;
     }
     settings.v4 = config.family();
     settings.v6 = config.family();
@@ -255,5 +260,32 @@ pub fn remove_pins(bpf_root: &Path) -> Result<(), DataplaneError> {
             source,
         }),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_taken_what_others_send_on_goes_on_to() {
+        let direct = |direct_return| DataplaneConfig {
+            direct_return,
+            ..config::tests::plain()
+        };
+        let then = |flags, direct_return| {
+            let mut settings = Config {
+                flags,
+                ..Config::default()
+            };
+            configure(&mut settings, &direct(direct_return));
+            settings.flags & (CONFIG_DSR | CONFIG_UNPACK)
+        };
+        assert_eq!(then(0, false), 0);
+        assert_eq!(then(0, true), CONFIG_DSR | CONFIG_UNPACK);
+        for before in [CONFIG_DSR, CONFIG_UNPACK, CONFIG_DSR | CONFIG_UNPACK] {
+            assert_eq!(then(before, false), CONFIG_UNPACK);
+            assert_eq!(then(before, true), CONFIG_DSR | CONFIG_UNPACK);
+        }
     }
 }

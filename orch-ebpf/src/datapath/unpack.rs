@@ -19,7 +19,7 @@ use super::{
     skb::{self, failed},
 };
 use crate::{
-    config::{CONFIG_DSR, Config, NODE_LOCAL, NODE_REMOTE},
+    config::{CONFIG_UNPACK, Config, NODE_LOCAL, NODE_REMOTE},
     conntrack::{KIND_SERVICE, Tuple},
     event::{DropReason, EVENT_FLOW, Path},
     service::SCOPE_EXTERNAL,
@@ -61,7 +61,7 @@ pub fn unpack<A: Family>(
     // SAFETY: the slot is this CPU's own for the run.
     let carrier = unsafe { &mut (*scratch).carrier };
     *carrier = A::ANY;
-    if parsed.tuple.protocol == A::IN_IP && config.flags & CONFIG_DSR != 0 {
+    if parsed.tuple.protocol == A::IN_IP && config.flags & CONFIG_UNPACK != 0 {
         take_out(ctx, parsed, carrier)?;
     }
     Ok(Arrival(scratch))

@@ -6,8 +6,8 @@ use orch_ebpf::{
     bandwidth::{BUCKETS_MAP, Bucket, BucketKey},
     config::{
         ANNOUNCED_MAP, Announced, CONFIG_DROPS, CONFIG_DSR, CONFIG_FLOWS, CONFIG_MAP, CONFIG_MOVING,
-        CONFIG_MULTIHOMED, Config, FamilyConfig, NODE_LOCAL, NODES_MAP, Node, ROUTES_MAP, Route, UPLINKS_MAP,
-        Uplink, UplinkKey,
+        CONFIG_MULTIHOMED, CONFIG_UNPACK, Config, FamilyConfig, NODE_LOCAL, NODES_MAP, Node, ROUTES_MAP,
+        Route, UPLINKS_MAP, Uplink, UplinkKey,
     },
     endpoint::{ENDPOINTS_MAP, Endpoint, ISOLATED_EGRESS, ISOLATED_INGRESS, LIMITED_EGRESS, LIMITED_INGRESS},
     event::{Counter, DropReason, METRICS_MAP, METRICS_PATHS, Path as Way},
@@ -139,6 +139,7 @@ pub(super) fn config(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
             (CONFIG_DROPS, "drops"),
             (CONFIG_FLOWS, "flows"),
             (CONFIG_DSR, "dsr"),
+            (CONFIG_UNPACK, "unpack"),
             (CONFIG_MOVING, "moving"),
             (CONFIG_MULTIHOMED, "multihomed"),
         ],

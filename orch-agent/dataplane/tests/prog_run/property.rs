@@ -3,7 +3,7 @@
 use std::{cell::RefCell, net::IpAddr};
 
 use orch_ebpf::{
-    config::{CONFIG_DROPS, CONFIG_DSR, CONFIG_FLOWS},
+    config::{CONFIG_DROPS, CONFIG_DSR, CONFIG_FLOWS, CONFIG_UNPACK},
     policy::EGRESS,
 };
 use proptest::prelude::*;
@@ -243,7 +243,7 @@ fn any_error() -> impl Strategy<Value = Packet> {
 
 /// A bench of a node that sends on and unpacks, through a tunnel or not.
 fn direct_bench(tunnel: bool) -> RefCell<Bench> {
-    let flags = CONFIG_DROPS | CONFIG_FLOWS | CONFIG_DSR;
+    let flags = CONFIG_DROPS | CONFIG_FLOWS | CONFIG_DSR | CONFIG_UNPACK;
     let mut bench = if tunnel {
         tunnelled_with(flags)
     } else {

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use orch_ebpf::{
-    config::{CONFIG_DSR, CONFIG_MOVING},
+    config::{CONFIG_DSR, CONFIG_MOVING, CONFIG_UNPACK},
     conntrack::{KIND_DIRECT, KIND_SERVICE},
     endpoint::ISOLATED_INGRESS,
     event::{
@@ -29,10 +29,13 @@ use crate::{
     world::{OTHER_MACS, POD_MACS, WORLDS, World},
 };
 
+/// What a node says that is in the mode; one that was in it says the second alone.
+const DIRECT: u32 = CONFIG_DSR | CONFIG_UNPACK;
+
 /// A bench of a node that unpacks.
 fn direct() -> Bench {
     let mut bench = Bench::new();
-    bench.configure(|config| config.flags = CONFIG_DSR);
+    bench.configure(|config| config.flags = DIRECT);
     bench
 }
 
@@ -67,36 +70,39 @@ fn fronts(world: &World) -> [(IpAddr, u16); 2] {
 #[test]
 fn a_pod_sees_the_client_and_answers_it() {
     let mut bench = direct();
-    for world in &WORLDS {
-        for at in [At::FromUplink, At::FromTunnel] {
-            for (protocol, front) in [TCP, UDP, SCTP]
-                .into_iter()
-                .flat_map(|protocol| fronts(world).map(|front| (protocol, front)))
-            {
-                bench.forget();
-                let title = format!("{} {protocol} {at:?}", world.name);
-                let ask = world.by_client(protocol, front);
-                let arrived = ask.to((world.other, 8080)).with_macs(OTHER_MACS);
-                let sides = (&sent_on(world, &ask)[..], REDIRECT, &arrived.bytes()[..]);
-                bench.insist(&title, at, sides, &took(&[Unpacked, NewFlow, Translated, ToPod]));
-                let kinds: Vec<u8> = bench.flows(world).iter().map(|flow| flow.kind).collect();
-                assert_eq!(kinds, [KIND_SERVICE; 2]);
-                for padding in [0, 4] {
-                    let next = Packet {
-                        flags: ACK,
-                        padding,
-                        payload: vec![9; 21],
-                        ..ask.clone()
-                    };
-                    let arrived = next.to((world.other, 8080)).with_macs(OTHER_MACS);
-                    let sides = (&sent_on(world, &next)[..], REDIRECT, &arrived.bytes()[..]);
-                    bench.insist(&title, at, sides, &took(&[Unpacked, Translated, ToPod]));
-                }
-                let answer = ask.to((world.other, 8080)).answer();
-                let out = answer.from(front);
-                let paths = [Translated, ToStack];
-                bench.check(world, &turns("answer", At::ToUplink, answer, PASS, out, &paths));
+    for (world, at, flags) in WORLDS.iter().flat_map(|world| {
+        let ways = [At::FromUplink, At::FromTunnel];
+        ways.into_iter()
+            .flat_map(move |at| [DIRECT, CONFIG_UNPACK].map(|flags| (world, at, flags)))
+    }) {
+        bench.configure(|config| config.flags = flags);
+        for (protocol, front) in [TCP, UDP, SCTP]
+            .into_iter()
+            .flat_map(|protocol| fronts(world).map(|front| (protocol, front)))
+        {
+            bench.forget();
+            let title = format!("{} {protocol} {at:?}", world.name);
+            let ask = world.by_client(protocol, front);
+            let arrived = ask.to((world.other, 8080)).with_macs(OTHER_MACS);
+            let sides = (&sent_on(world, &ask)[..], REDIRECT, &arrived.bytes()[..]);
+            bench.insist(&title, at, sides, &took(&[Unpacked, NewFlow, Translated, ToPod]));
+            let kinds: Vec<u8> = bench.flows(world).iter().map(|flow| flow.kind).collect();
+            assert_eq!(kinds, [KIND_SERVICE; 2]);
+            for padding in [0, 4] {
+                let next = Packet {
+                    flags: ACK,
+                    padding,
+                    payload: vec![9; 21],
+                    ..ask.clone()
+                };
+                let arrived = next.to((world.other, 8080)).with_macs(OTHER_MACS);
+                let sides = (&sent_on(world, &next)[..], REDIRECT, &arrived.bytes()[..]);
+                bench.insist(&title, at, sides, &took(&[Unpacked, Translated, ToPod]));
             }
+            let answer = ask.to((world.other, 8080)).answer();
+            let out = answer.from(front);
+            let paths = [Translated, ToStack];
+            bench.check(world, &turns("answer", At::ToUplink, answer, PASS, out, &paths));
         }
     }
 }
@@ -287,7 +293,7 @@ fn what_no_node_has_sent_on_stays_as_it_is() {
         let sent = to_pod(world.neighbour);
         let sides = (&sent[..], REDIRECT, &with_macs(&sent, OTHER_MACS)[..]);
         bench.insist("switched off", At::FromUplink, sides, &took(&[ToPod]));
-        bench.configure(|config| config.flags = CONFIG_DSR);
+        bench.configure(|config| config.flags = DIRECT);
     }
 }
 
@@ -368,7 +374,7 @@ fn policies_and_source_ranges_are_about_the_client() {
             &ask,
             &refused(SourceRange, &[Unpacked]),
         );
-        bench.configure(|config| config.flags = CONFIG_DSR | CONFIG_MOVING);
+        bench.configure(|config| config.flags = DIRECT | CONFIG_MOVING);
         let ask = world
             .packet(TCP, (world.client, 4001), (world.balancer, 80))
             .with_flags(ACK);
@@ -379,6 +385,6 @@ fn policies_and_source_ranges_are_about_the_client() {
             &sent_on(world, &ask),
             &moving,
         );
-        bench.configure(|config| config.flags = CONFIG_DSR);
+        bench.configure(|config| config.flags = DIRECT);
     }
 }
