@@ -19,6 +19,8 @@ pub const SUBNET: &str = "172.30.0.0/24";
 pub const SUBNET6: &str = "fd00:30::/64";
 /// The API server's port.
 pub const API_PORT: u16 = 6443;
+/// Port of the agents' kubelet API, on each node's addresses: `--kubelet-port`'s default.
+pub const KUBELET_PORT: u16 = 10_250;
 /// A node's uplink, inside its namespace.
 pub const UPLINK: &str = "eth0";
 /// How many nodes fit the address plan.

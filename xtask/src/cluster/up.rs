@@ -1,13 +1,19 @@
 //! `cargo xtask up`: from an empty machine to a cluster that is Ready.
 
-use std::{fs, net::SocketAddr, path::Path, thread, time::Duration};
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::{
     kubectl,
-    layout::{self, API_PORT, BPFFS, Node},
+    layout::{self, API_PORT, BPFFS, KUBELET_PORT, Node},
     modes::{Modes, Wanted, Xdp},
     network, node,
     process::{Daemon, Ensured},
@@ -266,6 +272,7 @@ fn wait_ready(nodes: u8, modes: Modes) -> Result<()> {
         Ok(Node::all(nodes).all(|node| {
             text.split(' ')
                 .any(|word| word == format!("{}=True", node.name()))
+                && serves(node, modes)
         }))
     })?;
     // A pod made before its namespace's service account exists is refused.
@@ -279,6 +286,15 @@ fn wait_ready(nodes: u8, modes: Modes) -> Result<()> {
     // An agent that dies right after its first heartbeat is better seen now.
     thread::sleep(Duration::from_millis(100));
     Node::all(nodes).try_for_each(|node| node::agent(node, modes).check())
+}
+
+/// Whether a node's agent answers: a condition that an agent before it has reported says nothing of this one.
+fn serves(node: Node, modes: Modes) -> bool {
+    let addresses = modes.node_ips(node);
+    addresses.iter().all(|ip| {
+        let address = SocketAddr::new(*ip, KUBELET_PORT);
+        TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
+    })
 }
 
 fn next_steps(nodes: u8) {
