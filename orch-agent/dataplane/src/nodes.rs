@@ -50,6 +50,11 @@ pub async fn refresh(shared: &Shared) -> Result<(), DataplaneError> {
     let Remote { nodes, unreachable } = &mut *remote;
     put_addresses(shared, nodes.as_deref())?;
     if let Some(nodes) = nodes {
+        if shared.config.tunnel == Tunnel::Off {
+            put_routes(shared, nodes, unreachable).await?;
+            tunnel::remove(shared).await?;
+            return put_tunnel_routes(shared, nodes);
+        }
         put_tunnel_routes(shared, nodes)?;
         put_routes(shared, nodes, unreachable).await?;
     }

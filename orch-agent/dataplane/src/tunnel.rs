@@ -31,22 +31,15 @@ pub fn pod_mtu(config: &DataplaneConfig, uplink: u32) -> u32 {
     uplink.saturating_sub(if outer_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 })
 }
 
-/// Makes the device what it should be, or removes it where there should be none.
+/// Makes the device what it should be. Where there should be none, one of an agent before this one stays until [`remove`].
 ///
 /// # Errors
 /// When the kernel refuses.
 pub async fn sync(shared: &Shared) -> Result<(), DataplaneError> {
-    let found = shared.netlink.interface(DEVICE).await?;
     if shared.config.tunnel == Tunnel::Off {
-        shared.maps.lock().configure(|config| {
-            config.tunnel_ifindex = 0;
-            config.tunnel_mtu = 0;
-        })?;
-        if let Some(device) = found {
-            shared.netlink.remove_interface(device.index).await?;
-        }
-        return load::detach_tunnel(&shared.config.bpf_root);
+        return Ok(());
     }
+    let found = shared.netlink.interface(DEVICE).await?;
     let mtu = pod_mtu(&shared.config, shared.uplinks().primary().mtu);
     let device = match found {
         Some(device) if device.kind == Kind::Vxlan && device.mac == TUNNEL_MAC => device,
@@ -70,6 +63,22 @@ pub async fn sync(shared: &Shared) -> Result<(), DataplaneError> {
         config.tunnel_ifindex = device.index;
         config.tunnel_mtu = mtu;
     })
+}
+
+/// Removes the device, now that there are other ways to the nodes: without them packets on their way to pods of other nodes
+/// would leave by the default route, and somebody there might answer.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn remove(shared: &Shared) -> Result<(), DataplaneError> {
+    shared.maps.lock().configure(|config| {
+        config.tunnel_ifindex = 0;
+        config.tunnel_mtu = 0;
+    })?;
+    if let Some(device) = shared.netlink.interface(DEVICE).await? {
+        shared.netlink.remove_interface(device.index).await?;
+    }
+    load::detach_tunnel(&shared.config.bpf_root)
 }
 
 async fn make(shared: &Shared, mtu: u32) -> Result<Interface, DataplaneError> {
