@@ -1,4 +1,5 @@
 //! Containers from creation to deletion, against a real containerd.
+#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
 mod support;
 
