@@ -28,8 +28,11 @@ pub mod policies;
 mod trim;
 
 use crate::changes::Feed;
-pub use crate::changes::{Change, Changes};
 use crate::policies::PolicyEvent;
+pub use crate::{
+    changes::{Change, Changes},
+    trim::SERVICE_NAME_LABEL,
+};
 
 /// The caches, and word of their changes.
 ///

@@ -10,6 +10,8 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
+/// The label that ties a slice to its service (`EndpointSlice` API).
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Start of the labels by which a service says who is to serve it.
 const SERVED_BY: &str = "service.kubernetes.io/";
 
@@ -32,9 +34,7 @@ pub(crate) fn service(service: &mut Service) {
 /// Leaves of a slice's labels the one that names its service.
 pub(crate) fn slice(slice: &mut EndpointSlice) {
     meta(&mut slice.metadata);
-    only(&mut slice.metadata.labels, |name| {
-        name == "kubernetes.io/service-name"
-    });
+    only(&mut slice.metadata.labels, |name| name == SERVICE_NAME_LABEL);
     fit(&mut slice.ports);
     fit(&mut slice.endpoints);
     for endpoint in slice.endpoints.iter_mut().flatten() {

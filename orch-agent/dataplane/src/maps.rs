@@ -159,6 +159,18 @@ pub fn entries<K: Pod + Default, V: Pod + Default>(
     })
 }
 
+/// The slots of [`STREAMS_MAP`] that are in use, with their numbers.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn streams<A: MapAddress>(
+    map: &Array<MapData, Stream<A>>,
+) -> Result<Vec<(u32, Stream<A>)>, DataplaneError> {
+    let mut all = entries(STREAMS_MAP, map)?;
+    all.retain(|(_, stream)| stream.cookie != [0; 2]);
+    Ok(all)
+}
+
 fn open<T>(
     name: &'static str,
     suffix: &str,

@@ -30,6 +30,8 @@ pub struct Remote {
     nodes: Option<Vec<RemoteNode>>,
     /// Nodes that have been complained about.
     unreachable: HashSet<String>,
+    /// Whether the tunnel of an agent before this one is gone, where there should be none.
+    untunnelled: bool,
 }
 
 /// Makes addresses and routes what they should be for these nodes; only differences are written.
@@ -47,12 +49,19 @@ pub async fn sync(shared: &Shared, nodes: &[RemoteNode]) -> Result<(), Dataplane
 /// When the kernel refuses.
 pub async fn refresh(shared: &Shared) -> Result<(), DataplaneError> {
     let mut remote = shared.remote.lock().await;
-    let Remote { nodes, unreachable } = &mut *remote;
+    let Remote {
+        nodes,
+        unreachable,
+        untunnelled,
+    } = &mut *remote;
     put_addresses(shared, nodes.as_deref())?;
     if let Some(nodes) = nodes {
         if shared.config.tunnel == Tunnel::Off {
             put_routes(shared, nodes, unreachable).await?;
-            tunnel::remove(shared).await?;
+            if !*untunnelled {
+                tunnel::remove(shared).await?;
+                *untunnelled = true;
+            }
             return put_tunnel_routes(shared, nodes);
         }
         put_tunnel_routes(shared, nodes)?;

@@ -6,9 +6,7 @@ use k8s_openapi::api::{
     core::v1::{Service, ServiceSpec},
     discovery::v1::{Endpoint, EndpointSlice},
 };
-
-/// The label that ties an EndpointSlice to its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+use orch_cluster::SERVICE_NAME_LABEL;
 
 /// A Service with its slices. Shares the objects with the watch caches.
 #[derive(Default)]
@@ -31,7 +29,7 @@ pub(crate) fn slice_service(slice: &EndpointSlice) -> Option<&str> {
         .metadata
         .labels
         .as_ref()?
-        .get(SERVICE_NAME)
+        .get(SERVICE_NAME_LABEL)
         .map(String::as_str)
 }
 

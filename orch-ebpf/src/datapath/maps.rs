@@ -84,11 +84,11 @@ pub type Scratches<A> = PerCpuArray<Scratch<A>, 1>;
 /// of the ABI.
 #[derive(Clone, Copy)]
 pub struct NodeHop<A> {
-    /// The node's address; a slot serves whichever of its nodes came last.
+    /// The node's address; a slot serves whichever of its nodes came last, and nobody while it is zero.
     pub node: A,
     /// The interface by which they come in and leave.
     pub ifindex: u32,
-    /// The kernel's count of ticks when the routes were asked; zero in a slot that was never used.
+    /// The kernel's count of ticks when the routes were asked.
     pub ticks: u32,
     /// Ethernet destination and source that they leave with.
     pub macs: [u8; 12],

@@ -212,11 +212,7 @@ fn hop_to<A: Family>(ctx: &XdpContext, config: &Config, backend: &Backend<A>, ma
     // SAFETY: the slot is this CPU's own for the run.
     let kept = unsafe { &mut *kept };
     let (ingress, ticks) = (ctx.ingress_ifindex() as u32, conntrack::ticks());
-    if kept.node.same(node)
-        && kept.ifindex == ingress
-        && kept.ticks != 0
-        && ticks.wrapping_sub(kept.ticks) < TOUCH_TICKS
-    {
+    if kept.node.same(node) && kept.ifindex == ingress && ticks.wrapping_sub(kept.ticks) < TOUCH_TICKS {
         *macs = kept.macs;
         return HOP_REFLECT.into();
     }

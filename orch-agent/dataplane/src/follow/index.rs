@@ -7,7 +7,9 @@ use std::{
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use crate::model::{self, SERVICE_NAME_LABEL};
+use orch_cluster::SERVICE_NAME_LABEL;
+
+use crate::model;
 
 /// The index. A service's name is `namespace/name`.
 #[derive(Debug, Default)]

@@ -220,9 +220,8 @@ pub(super) fn sockets(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
 
 fn sockets_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(), DataplaneError> {
     let streams: Array<MapData, Stream<A>> = pins.open(STREAMS_MAP, A::SUFFIX)?;
-    let streams = maps::entries(STREAMS_MAP, &streams)?.into_iter();
-    let streams = streams.filter(|(_, stream)| stream.cookie != [0; 2]);
-    let mut all: Vec<_> = streams
+    let mut all: Vec<_> = maps::streams(&streams)?
+        .into_iter()
         .map(|(_, stream)| {
             let backend = (stream.backend, stream.backend_port);
             (backend, stream.cookie, (stream.service, stream.service_port))

@@ -24,8 +24,6 @@ use self::endpoints::{Chosen, Endpoints};
 pub use self::node::{EXCLUDE_LABEL, NodeInfo, RemoteNode, ZONE_LABEL, info, remote_nodes};
 use crate::plan::{Desired, Frontend, Pool, Spread};
 
-/// The label that ties a slice to its service (`EndpointSlice` API).
-pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// The label by which a service asks for another proxy than the cluster's (well-known labels).
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// The label by which a service asks for no proxy, whatever addresses it has (well-known labels).

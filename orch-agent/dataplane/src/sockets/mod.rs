@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     DataplaneError,
-    maps::{FamilyMaps, MapAddress, entries, failed, gone_or},
+    maps::{FamilyMaps, MapAddress, entries, failed, gone_or, streams},
     services::Place,
     shared::Shared,
     sys,
@@ -233,17 +233,10 @@ fn look<A: MapAddress>(
     for (key, _) in entries(SOCKETS_MAP, &maps.sockets)? {
         each(key.cookie, key.address.ip(), key.port);
     }
-    for (_, stream) in streams(maps)? {
+    for (_, stream) in streams(&maps.streams)? {
         each(stream.cookie, stream.backend.ip(), stream.backend_port);
     }
     Ok(())
-}
-
-/// The slots in use, with their numbers.
-fn streams<A: MapAddress>(maps: &FamilyMaps<A>) -> Result<Vec<(u32, Stream<A>)>, DataplaneError> {
-    let mut all = entries(STREAMS_MAP, &maps.streams)?;
-    all.retain(|(_, stream)| stream.cookie != [0; 2]);
-    Ok(all)
 }
 
 /// Sockets to close, and the peers that they must still have.
@@ -342,7 +335,7 @@ fn forget_in<A: MapAddress>(maps: &mut FamilyMaps<A>, targets: &Targets) -> Resu
     for key in keys {
         gone_or(maps.sockets.remove(&key)).map_err(failed(SOCKETS_MAP))?;
     }
-    let mut slots = streams(maps)?;
+    let mut slots = streams(&maps.streams)?;
     slots.retain(|(_, stream)| targets.streams.get(&stream.cookie) == Some(&stream.backend.ip()));
     for (slot, _) in slots {
         // A socket that took the slot this very moment is forgotten too.
