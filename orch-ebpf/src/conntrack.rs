@@ -57,6 +57,20 @@ impl<A: Copy> Tuple<A> {
         };
     }
 
+    /// Writes both ports as one word: what reads a key as words, as the kernel does, would wait for two halves of one.
+    #[inline(always)]
+    pub const fn set_ports(&mut self, source: u16, destination: u16) {
+        const {
+            assert!(
+                core::mem::offset_of!(Self, destination_port) == core::mem::offset_of!(Self, source_port) + 2
+            )
+        };
+        let ([a, b], [c, d]) = (source.to_ne_bytes(), destination.to_ne_bytes());
+        let ports = u32::from_ne_bytes([a, b, c, d]);
+        // SAFETY: the four bytes are within the tuple, and on a boundary of four (the layout asserted above).
+        unsafe { (&raw mut self.source_port).cast::<u32>().write(ports) };
+    }
+
     /// The tuple of a packet that answers this one.
     #[inline(always)]
     #[must_use]
@@ -65,8 +79,7 @@ impl<A: Copy> Tuple<A> {
         let mut reversed = *self;
         reversed.source = self.destination;
         reversed.destination = self.source;
-        reversed.source_port = self.destination_port;
-        reversed.destination_port = self.source_port;
+        reversed.set_ports(self.destination_port, self.source_port);
         reversed
     }
 }

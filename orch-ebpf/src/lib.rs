@@ -16,6 +16,7 @@ pub mod config;
 pub mod conntrack;
 pub mod endpoint;
 pub mod event;
+pub mod feed;
 pub mod policy;
 pub mod service;
 

@@ -58,6 +58,19 @@ pub struct ServiceKey<A> {
     pub scope: u8,
 }
 
+impl<A> ServiceKey<A> {
+    /// Writes all but the address as one word, see [`crate::conntrack::Tuple::set_ports`].
+    #[cfg(feature = "programs")]
+    #[inline(always)]
+    pub fn set_port(&mut self, port: u16, protocol: u8, scope: u8) {
+        const { assert!(core::mem::offset_of!(Self, scope) == core::mem::offset_of!(Self, port) + 3) };
+        let [low, high] = port.to_ne_bytes();
+        let word = u32::from_ne_bytes([low, high, protocol, scope]);
+        // SAFETY: the four bytes are within the key, and on a boundary of four (the layout asserted above).
+        unsafe { (&raw mut self.port).cast::<u32>().write(word) };
+    }
+}
+
 /// [`ServiceKey`] scope: for clients in the cluster, under `internalTrafficPolicy`.
 pub const SCOPE_INTERNAL: u8 = 0;
 /// [`ServiceKey`] scope: for packets from outside, under `externalTrafficPolicy`.

@@ -52,17 +52,24 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Builds the programs and returns the object's path, `target/bpf/orch.bpf.o`.
+/// The objects in `target/bpf`, by the name of what cargo builds: the agent's, and one for benchmarks.
+const OBJECTS: [(&str, &str); 2] = [("orch-bpf", OBJECT), ("orch-feed", "feed.bpf.o")];
+
+/// The agent's object.
+const OBJECT: &str = "orch.bpf.o";
+
+/// Builds the programs and returns the path of the agent's object, `target/bpf/orch.bpf.o`.
 ///
 /// # Errors
 /// When no toolchain can build for BPF, or the build fails.
 pub fn build() -> Result<PathBuf> {
     let root = run::root();
     let folder = root.join("target/bpf");
-    let object = folder.join("orch.bpf.o");
+    let object = folder.join(OBJECT);
     let stamp = folder.join("inputs.sha256");
     let inputs = digest(&root)?;
-    if object.is_file() && fs::read_to_string(&stamp).is_ok_and(|old| old == inputs) {
+    let built = OBJECTS.iter().all(|(_, object)| folder.join(object).is_file());
+    if built && fs::read_to_string(&stamp).is_ok_and(|old| old == inputs) {
         return Ok(object);
     }
     fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
@@ -79,7 +86,8 @@ pub fn build() -> Result<PathBuf> {
                 "--target",
                 TARGET,
             ])
-            .args(["-p", "orch-ebpf", "--features", "programs", "--bin", "orch-bpf"])
+            .args(["-p", "orch-ebpf", "--features", "programs"])
+            .args(OBJECTS.iter().flat_map(|(name, _)| ["--bin", name]))
             .env("CARGO_HOME", folder.join("cargo-home"))
             .env("CARGO_TARGET_DIR", folder.join("build"))
             .env("PATH", path_with_linker())
@@ -95,11 +103,15 @@ pub fn build() -> Result<PathBuf> {
                 "-C linker=bpf-linker -C link-arg=--btf -C debuginfo=2",
             ),
     )?;
-    let built = folder.join("build").join(TARGET).join("release/orch-bpf");
-    // A rename, so that a build that embeds the object never reads half of it.
-    let fresh = folder.join("orch.bpf.o.new");
-    fs::copy(&built, &fresh).with_context(|| format!("failed to copy {}", built.display()))?;
-    fs::rename(&fresh, &object).with_context(|| format!("failed to put {} in place", object.display()))?;
+    let release = folder.join("build").join(TARGET).join("release");
+    for (name, object) in OBJECTS {
+        let built = release.join(name);
+        // A rename, so that a build that embeds the object never reads half of it.
+        let (object, fresh) = (folder.join(object), folder.join(format!("{object}.new")));
+        fs::copy(&built, &fresh).with_context(|| format!("failed to copy {}", built.display()))?;
+        fs::rename(&fresh, &object)
+            .with_context(|| format!("failed to put {} in place", object.display()))?;
+    }
     fs::write(&stamp, inputs).with_context(|| format!("failed to write {}", stamp.display()))?;
     Ok(object)
 }

@@ -1,11 +1,11 @@
 //! Nanoseconds that the balancer takes for a packet, as the kernel counts them, with up to 100,000 services.
 //!
-//! An established flow's packets are "live frames": pages that the kernel fills, hands to the program and sends out of
-//! the uplink. It fills a page once and uses it again as the program left it, already translated; a socket at the far
-//! end that keeps every page makes it fill a new one for each. All live frames of a call are the same, so new flows
-//! come in by the uplink, one frame at a time, and once more as a call each. What the kernel's clock and the way to
-//! the program add is in the numbers, and measured beside them by frames that the program leaves at once. Run by
-//! `cargo xtask bench dataplane`.
+//! "Live frames" are pages that the kernel fills, hands to the program as a driver does, and sends out of the uplink. It
+//! fills a page once and uses it again as the program left it, already translated; a socket at the far end that keeps
+//! every page makes it fill a new one for each. All live frames of a call are the same: so those of many flows, known or
+//! new, are written over by another program (`feed`) just before. Frames that come in by the uplink one at a time find
+//! caches that whoever sent them has used meanwhile. What the kernel's clock and the way to the program add is in the
+//! numbers, and measured beside them by frames that the program leaves at once. Run by `cargo xtask bench dataplane`.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 #[path = "../tests/support/packet.rs"]
@@ -25,12 +25,12 @@ use aya::{
 };
 use orch_cluster::Cluster;
 use orch_dataplane::{Dataplane, DataplaneConfig, load};
-use orch_ebpf::{config::CONFIG_MAP, service::SERVICES_MAX};
+use orch_ebpf::{config::CONFIG_MAP, feed::Frame, service::SERVICES_MAX};
 use packet::{ACK, TCP, packet};
 use support::{
     CLIENT, NODE, OTHER, Place, Row,
     api::{self, Api},
-    frames::{Count, Keeper, Sender},
+    frames::{Count, Feed, Keeper, Sender},
     objects, row,
 };
 
@@ -48,13 +48,16 @@ const BATCH: u32 = 64;
 const FRAMES: u32 = 65_536;
 /// Flows of which packets come in by turns, spread over the services.
 const FLOWS: usize = 1_000;
-/// Frames of a round that come in by the uplink, or are a call each: of known flows, and of new ones.
+/// Frames of a round that come in by the uplink: of known flows, and of new ones.
 const SENT: usize = 20_000;
 const NEW: usize = 2_000;
 /// Rounds, of which the middle counts.
 const ROUNDS: usize = 7;
-/// The most that Katran takes for a packet, in nanoseconds: 74 with the clock, which took 20 of them.
+/// The most that Katran takes for a packet of a known flow, in nanoseconds: 74 with the clock, which took 20 of them.
 const GOAL: f64 = 54.0;
+/// What Katran takes for one of a new flow when it has but one address, without the clock: as measured beside this
+/// program, fed in the same way, on a virtual machine with 2 CPUs.
+const GOAL_NEW: f64 = 646.0;
 
 fn main() {
     let place = Place::enter();
@@ -122,7 +125,7 @@ async fn with(size: usize, config: &DataplaneConfig, place: &Place) -> Vec<Row> 
         balanced,
         direct_return: config.direct_return,
     };
-    let rows = bench.measure();
+    let rows = bench.measure(&mut Feed::new(program));
     drop(dataplane);
     rows
 }
@@ -164,6 +167,10 @@ fn segment(number: usize, services: usize, flags: u8) -> Vec<u8> {
 impl Bench<'_> {
     /// Runs the program over so many frames with these bytes.
     fn run(&self, bytes: &[u8], frames: u32) {
+        self.run_program(self.program, bytes, frames);
+    }
+
+    fn run_program(&self, program: &Xdp, bytes: &[u8], frames: u32) {
         let mut context = self.context.clone();
         context[4..8].copy_from_slice(&(bytes.len() as u32).to_ne_bytes());
         let options = TestRunOptions {
@@ -173,17 +180,17 @@ impl Bench<'_> {
             attrs: TestRunAttrs::new().xdp_live_frames(frames.min(BATCH)),
             ..TestRunOptions::new()
         };
-        self.program.test_run(options).unwrap();
+        program.test_run(options).unwrap();
     }
 
     /// Nanoseconds a run while `work` makes the program run. Where it balances, insists that the
     /// frames came back out: else it was something else that was measured.
-    fn cost(&self, balances: bool, work: impl FnOnce()) -> f64 {
-        let (runs, time) = self.count.now();
+    fn cost(&self, count: &Count, balances: bool, work: impl FnOnce()) -> f64 {
+        let (runs, time) = count.now();
         let before = self.arrived();
         work();
         std::thread::sleep(Duration::from_millis(20));
-        let (more, later) = self.count.now();
+        let (more, later) = count.now();
         let (runs, arrived) = ((more - runs) as f64, (self.arrived() - before) as f64);
         assert!(
             // Announcements of addresses arrive as well.
@@ -205,25 +212,34 @@ impl Bench<'_> {
 
     fn live(&self, balances: bool, bytes: &[u8]) -> f64 {
         let keeper = Keeper::new(&self.place.outside);
-        let cost = self.cost(balances, || self.run(bytes, FRAMES));
+        let cost = self.cost(&self.count, balances, || self.run(bytes, FRAMES));
         drop(keeper);
         cost
     }
 
     fn sent(&self, balances: bool, frames: usize, frame: impl Fn(usize) -> Vec<u8>) -> f64 {
-        self.cost(balances, || {
+        self.cost(&self.count, balances, || {
             (0..frames).for_each(|number| self.sender.send(&frame(number)))
         })
     }
 
-    fn called(&self, balances: bool, frames: usize, frame: impl Fn(usize) -> Vec<u8>) -> f64 {
-        self.cost(balances, || {
-            (0..frames).for_each(|number| self.run(&frame(number), 1))
+    /// Live frames, each with the bytes of the next of these.
+    fn fed(
+        &self,
+        feed: &mut Feed,
+        balances: bool,
+        frames: u32,
+        prepared: impl ExactSizeIterator<Item = Vec<u8>>,
+    ) -> f64 {
+        feed.prepare(prepared);
+        let blank = [0; size_of::<Frame>()];
+        self.cost(&feed.count(), balances, || {
+            self.run_program(feed.program(), &blank, frames);
         })
     }
 
-    fn measure(&self) -> Vec<Row> {
-        let middle = |measure: &dyn Fn(usize) -> f64| {
+    fn measure(&self, feed: &mut Feed) -> Vec<Row> {
+        let middle = |measure: &mut dyn FnMut(usize) -> f64| {
             let mut costs: Vec<f64> = (0..ROUNDS).map(measure).collect();
             support::quantile(&mut costs, 0.5)
         };
@@ -231,18 +247,22 @@ impl Bench<'_> {
         // An EtherType of nobody's, which the program leaves at its first look.
         let mut foreign = of(0, ACK);
         foreign[12..14].copy_from_slice(&[0x88, 0xb5]);
-        let nothing = middle(&|_| self.live(false, &foreign));
-        let nothing_sent = middle(&|_| self.sent(false, SENT, |_| foreign.clone()));
-        let nothing_called = middle(&|_| self.called(false, SENT, |_| foreign.clone()));
+        let nothing = middle(&mut |_| self.live(false, &foreign));
+        let nothing_fed = middle(&mut |_| self.fed(feed, false, FRAMES, std::iter::once(foreign.clone())));
+        let nothing_sent = middle(&mut |_| self.sent(false, SENT, |_| foreign.clone()));
         for flow in 0..FLOWS {
             self.run(&of(flow, packet::SYN), 1);
         }
-        let established = middle(&|round| self.live(true, &of(round, ACK)));
-        let turns = middle(&|_| self.sent(true, SENT, |number| of(number % FLOWS, ACK)));
+        let established = middle(&mut |round| self.live(true, &of(round, ACK)));
+        let turns = middle(&mut |_| self.fed(feed, true, FRAMES, (0..FLOWS).map(|flow| of(flow, ACK))));
+        let turns_sent = middle(&mut |_| self.sent(true, SENT, |number| of(number % FLOWS, ACK)));
         // Each flow once: the first are those above, and each round has its own.
         let fresh = |round: usize, number: usize| of(FLOWS + round * NEW + number, packet::SYN);
-        let new = middle(&|round| self.sent(true, NEW, |number| fresh(round, number)));
-        let cold = middle(&|round| self.called(true, NEW, |number| fresh(ROUNDS + round, number)));
+        let new = middle(&mut |round| {
+            let flows = (0..NEW).map(|number| fresh(round, number));
+            self.fed(feed, true, NEW as u32, flows)
+        });
+        let new_sent = middle(&mut |round| self.sent(true, NEW, |number| fresh(ROUNDS + round, number)));
         let mode = if self.direct_return {
             "direct server return, "
         } else {
@@ -250,24 +270,22 @@ impl Bench<'_> {
         };
         let what = |what: &str| format!("{mode}{what}, {} services", self.services);
         // As much as that beside what this machine's clock takes.
-        let bounded = |row, clock| Row {
-            goal: Some(format!("<= {:.0}", clock + GOAL)),
+        let bounded = |row, clock: f64, goal: f64| Row {
+            goal: Some(format!("<= {:.0}", clock + goal)),
             ..row
         };
+        let live = "live frames";
+        let sent = "one frame at a time";
+        let row = |subject: &str, how: &str, value| row(what(&format!("{subject}, {how}")), value, "ns");
         vec![
-            bounded(
-                row(what("established flow, live frames"), established, "ns"),
-                nothing,
-            ),
-            row(what("no flow of ours, live frames"), nothing, "ns"),
-            bounded(
-                row(what("new flows, one frame at a time"), new, "ns"),
-                nothing_sent,
-            ),
-            row(what("1,000 flows by turns, one frame at a time"), turns, "ns"),
-            row(what("no flow of ours, one frame at a time"), nothing_sent, "ns"),
-            row(what("new flows, a call for each"), cold, "ns"),
-            row(what("no flow of ours, a call for each"), nothing_called, "ns"),
+            bounded(row("one established flow", live, established), nothing, GOAL),
+            row("no flow of ours", live, nothing),
+            bounded(row("new flows", live, new), nothing_fed, GOAL_NEW),
+            row("1,000 flows by turns", live, turns),
+            row("no flow of ours, fed", live, nothing_fed),
+            row("new flows", sent, new_sent),
+            row("1,000 flows by turns", sent, turns_sent),
+            row("no flow of ours", sent, nothing_sent),
         ]
     }
 }

@@ -9,6 +9,7 @@ use super::{
     events,
     family::Family,
     parse::{Parsed, Ports, TCP_FIN, TCP_RST, TCP_SYN},
+    words,
 };
 use crate::{
     PROTOCOL_TCP,
@@ -238,7 +239,11 @@ fn finish<A: Family>(
     // SAFETY: the slot is this CPU's own for the run, and these are none of the fields that are borrowed.
     unsafe {
         entry.hop = (*scratch).hop as u8;
-        entry.macs = (*scratch).macs;
+        words::copy(
+            (&raw const (*scratch).macs).cast(),
+            (&raw mut entry.macs).cast(),
+            size_of_val(&entry.macs) / 4,
+        );
     }
     if A::conntrack().insert(&parsed.tuple, &*entry, 0).is_err() {
         // The reply's entry, if there is one, is left to eviction and the agent's sweep.

@@ -3,7 +3,7 @@
 //! Every step is generic over the [`family::Family`] of addresses. `parse`, `conntrack`, `service`, `nat` and `policy`
 //! know tuples and maps but no kind of program, and `routes` asks the kernel's; `skb` is what tc can do to a packet and
 //! `xdp` what XDP can; `pod`, `uplink`, `own` and `tunnel` are the paths, `carry` and `unpack` both ends of a shorter one
-//! between nodes; `socket` stands apart, at the system calls.
+//! between nodes; `socket` stands apart, at the system calls. `words` is how memory is copied.
 
 pub mod announce;
 pub mod bandwidth;
@@ -28,6 +28,7 @@ pub mod too_big;
 pub mod tunnel;
 pub mod unpack;
 pub mod uplink;
+pub mod words;
 pub mod xdp;
 
 use crate::config::Config;

@@ -1,6 +1,6 @@
 //! Asking the kernel's routes.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::{
@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers::bpf_fib_lookup as fib_lookup,
 };
 
-use super::family::Family;
+use super::{family::Family, words};
 
 /// `AF_INET` and `AF_INET6`.
 const FAMILIES: (u8, u8) = (2, 10);
@@ -26,8 +26,9 @@ pub struct Hop {
 /// `ctx` is the context of a tc or XDP program.
 #[inline(always)]
 pub fn find<A: Family>(ctx: *mut c_void, from: u32, source: &A, destination: &A) -> Option<Hop> {
-    // SAFETY: integers only, for which zero is a value.
-    let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let mut lookup = MaybeUninit::<bpf_fib_lookup>::uninit();
+    // SAFETY: integers only.
+    let lookup = unsafe { words::zeroed(&mut lookup) };
     lookup.family = if A::BITS == 32 { FAMILIES.0 } else { FAMILIES.1 };
     lookup.ifindex = from;
     // SAFETY: both unions have room for sixteen bytes.
@@ -37,7 +38,7 @@ pub fn find<A: Family>(ctx: *mut c_void, from: u32, source: &A, destination: &A)
     }
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the context is valid, and the parameters are on the stack with their whole size.
-    let found = unsafe { fib_lookup(ctx, &raw mut lookup, size, 0) };
+    let found = unsafe { fib_lookup(ctx, &raw mut *lookup, size, 0) };
     let macs = match u32::try_from(found).ok()? {
         BPF_FIB_LKUP_RET_SUCCESS => Some((lookup.dmac, lookup.smac)),
         BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => None,

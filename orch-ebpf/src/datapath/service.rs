@@ -1,6 +1,6 @@
 //! From a service's address to one of its backends.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     btf_maps::lpm_trie::Key,
@@ -10,7 +10,7 @@ use aya_ebpf::{
 use super::{
     conntrack::now,
     family::{Family, node_kind, word},
-    maps,
+    maps, words,
 };
 use crate::{
     config::NODE_LOCAL,
@@ -88,14 +88,11 @@ fn find_where<A: Family>(
     scope: u8,
     has_node_ports: impl Fn(u32) -> bool,
 ) -> Option<&'static Service<A>> {
-    let key = ServiceKey {
-        address,
-        port,
-        protocol,
-        scope,
-    };
+    let mut key = MaybeUninit::uninit();
+    let key = any_address(&mut key, port, protocol, scope);
+    key.address = address;
     // SAFETY: the agent replaces whole values, a replaced one's memory outlives the run, and a pool's slots its count.
-    if let Some(service) = unsafe { A::services().get(key) } {
+    if let Some(service) = unsafe { A::services().get(&*key) } {
         return Some(service);
     }
     if !has_node_ports(node_kind(address)) {
@@ -107,14 +104,24 @@ fn find_where<A: Family>(
 /// The service on this port of every address of the node.
 #[inline(always)]
 pub fn find_port<A: Family>(port: u16, protocol: u8, scope: u8) -> Option<&'static Service<A>> {
-    let key = ServiceKey {
-        address: A::ANY,
-        port,
-        protocol,
-        scope,
-    };
+    let mut key = MaybeUninit::uninit();
+    let key = any_address(&mut key, port, protocol, scope);
     // SAFETY: as in `find`.
-    unsafe { A::services().get(key) }
+    unsafe { A::services().get(&*key) }
+}
+
+/// The key of a port of every address, made in its place.
+#[inline(always)]
+fn any_address<A: Family>(
+    place: &mut MaybeUninit<ServiceKey<A>>,
+    port: u16,
+    protocol: u8,
+    scope: u8,
+) -> &mut ServiceKey<A> {
+    // SAFETY: integers and an address.
+    let key = unsafe { words::zeroed(place) };
+    key.set_port(port, protocol, scope);
+    key
 }
 
 /// Whether the source may use the service (`spec.loadBalancerSourceRanges`).

@@ -1,5 +1,7 @@
 //! What a tc program can do to a packet: read, rewrite with checksums kept right, redirect, drop.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
@@ -15,7 +17,7 @@ use super::{
     bandwidth, error_message, events,
     family::{Family, packet},
     parse::{Bytes, ETHERNET, Parsed, Ports},
-    routes,
+    routes, words,
 };
 use crate::{
     Address4, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
@@ -444,8 +446,9 @@ pub fn into_tunnel<A: Family>(ctx: &TcContext, parsed: &Parsed<A>, config: &Conf
 /// [`DropReason::NoTunnelRoute`] when the kernel refuses.
 #[inline(never)]
 pub fn set_tunnel(ctx: &TcContext, route: &Route) -> Result<(), DropReason> {
-    // SAFETY: integers only, for which zero is a value.
-    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    let mut key = MaybeUninit::<bpf_tunnel_key>::uninit();
+    // SAFETY: integers only.
+    let key = unsafe { words::zeroed(&mut key) };
     key.tunnel_id = TUNNEL_NETWORK;
     key.tunnel_ttl = 64;
     let mut flags = u64::from(BPF_F_ZERO_CSUM_TX);
@@ -465,7 +468,7 @@ pub fn set_tunnel(ctx: &TcContext, route: &Route) -> Result<(), DropReason> {
     let set = unsafe {
         bpf_skb_set_tunnel_key(
             ctx.skb.skb,
-            &raw mut key,
+            &raw mut *key,
             size_of::<bpf_tunnel_key>() as u32,
             flags,
         )

@@ -17,6 +17,7 @@ use super::{
     parse::{Bytes as _, ETHERNET, Parsed},
     service::{self, Client},
     skb::{self, failed},
+    words,
 };
 use crate::{
     config::{CONFIG_UNPACK, Config, NODE_LOCAL, NODE_REMOTE},
@@ -60,7 +61,8 @@ pub fn unpack<A: Family>(
     let scratch = A::scratch().get_ptr_mut(0).ok_or(DropReason::Malformed)?;
     // SAFETY: the slot is this CPU's own for the run.
     let carrier = unsafe { &mut (*scratch).carrier };
-    *carrier = A::ANY;
+    // SAFETY: an address is words.
+    unsafe { words::clear((&raw mut *carrier).cast(), A::BITS as usize / 32) };
     if parsed.tuple.protocol == A::IN_IP && config.flags & CONFIG_UNPACK != 0 {
         take_out(ctx, parsed, carrier)?;
     }

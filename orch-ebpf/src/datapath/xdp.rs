@@ -19,6 +19,7 @@ use super::{
     nat,
     parse::{Bytes, ETHER_TYPE, ETHERNET, Parsed, Ports},
     routes::{self, Hop},
+    words,
 };
 use crate::{
     Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
@@ -331,27 +332,25 @@ fn carry<A: Family>(
 /// `frame` points to as many bytes of the packet.
 #[inline(always)]
 unsafe fn put_macs<A: Family>(frame: *mut u8, entry: &Conntrack<A>) {
-    // Twelve bytes as three words: they stand on a boundary of four in the entry.
-    let kept = (&raw const entry.macs).cast::<u32>();
-    let macs = frame.cast::<u32>();
-    // SAFETY: within the packet and within the entry.
+    // SAFETY: whole words on a boundary of four in the entry; a packet may be written unaligned on the architectures that
+    // orch runs on, here and below.
     unsafe {
-        *macs = *kept;
-        *macs.add(1) = *kept.add(1);
-        *macs.add(2) = *kept.add(2);
-    }
+        words::copy(
+            (&raw const entry.macs).cast(),
+            frame.cast(),
+            size_of_val(&entry.macs) / 4,
+        )
+    };
 }
 
-/// Writes an address word by word.
+/// Writes an address.
 ///
 /// # Safety
 /// `to` points to as many bytes of the packet.
 #[inline(always)]
 unsafe fn put<A: Family>(to: *mut A, address: &A) {
-    for index in 0..A::BITS as usize / 32 {
-        // SAFETY: within the packet; it may be written unaligned on the architectures that orch runs on.
-        unsafe { *to.cast::<u32>().add(index) = word(address, index) };
-    }
+    // SAFETY: an address in a tuple is words, and so is its place in the packet.
+    unsafe { words::copy((&raw const *address).cast(), to.cast(), A::BITS as usize / 32) };
 }
 
 /// Rewrites the packet and sends it back out.

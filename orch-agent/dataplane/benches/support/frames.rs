@@ -1,4 +1,4 @@
-//! Frames at the far end of the uplink: sent one by one, or kept as they arrive.
+//! Frames: sent to the uplink one by one, kept as they arrive at its far end, or fed to a program without a wire.
 
 use std::{
     collections::BTreeSet,
@@ -7,13 +7,19 @@ use std::{
     time::Duration,
 };
 
-use aya::{maps::MapData, programs::loaded_programs};
+use aya::{
+    Ebpf,
+    maps::{Array, MapData, ProgramArray},
+    programs::{Xdp, loaded_programs},
+};
 use nix::{
     ifaddrs::getifaddrs,
     sys::socket::{
         AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, send, setsockopt, socket, sockopt,
     },
 };
+
+use orch_ebpf::feed::{FRAMES_MAP, FRAMES_MAX, Frame, MEASURED_MAP, TURN_MAP, Turn};
 
 use crate::tests::Namespace;
 
@@ -68,6 +74,58 @@ impl Sender {
             send(self.0.as_raw_fd(), frame, MsgFlags::empty()),
             Ok(frame.len())
         );
+    }
+}
+
+/// The object that `cargo xtask build-ebpf` puts beside the agent's.
+const FEED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/bpf/feed.bpf.o");
+
+/// A program that hands each frame of a call, as one of prepared ones, to the program that is measured.
+pub struct Feed(Ebpf);
+
+impl Feed {
+    pub fn new(measured: &Xdp) -> Self {
+        let mut ebpf = Ebpf::load_file(FEED).unwrap();
+        let mut next = ProgramArray::try_from(ebpf.map_mut(MEASURED_MAP).unwrap()).unwrap();
+        next.set(0, measured.fd().unwrap(), 0).unwrap();
+        // An entry of the array goes with its owner's last user, who is not the map's name.
+        let program: &mut Xdp = ebpf.program_mut("feed").unwrap().try_into().unwrap();
+        program.load().unwrap();
+        Self(ebpf)
+    }
+
+    /// Prepares the frames that take turns.
+    pub fn prepare(&mut self, frames: impl ExactSizeIterator<Item = Vec<u8>>) {
+        let count = frames.len();
+        assert!((1..=FRAMES_MAX).contains(&count));
+        let mut map: Array<_, Frame> = self.0.map_mut(FRAMES_MAP).unwrap().try_into().unwrap();
+        for (index, bytes) in (0..).zip(frames) {
+            let mut frame = Frame::default();
+            let (chunks, rest) = bytes.as_chunks();
+            assert!(bytes.len() <= size_of::<Frame>());
+            for (word, chunk) in frame.words.iter_mut().zip(chunks) {
+                *word = u64::from_ne_bytes(*chunk);
+            }
+            if let Some(last) = frame.words.get_mut(chunks.len()) {
+                let mut padded = [0; 8];
+                padded[..rest.len()].copy_from_slice(rest);
+                *last = u64::from_ne_bytes(padded);
+            }
+            map.set(index, frame, 0).unwrap();
+        }
+        let mut turn: Array<_, Turn> = self.0.map_mut(TURN_MAP).unwrap().try_into().unwrap();
+        let frames = count as u32;
+        turn.set(0, Turn { fed: 0, frames }, 0).unwrap();
+    }
+
+    /// The program that a call runs.
+    pub fn program(&self) -> &Xdp {
+        self.0.program("feed").unwrap().try_into().unwrap()
+    }
+
+    /// The kernel's count of its runs, with what it has handed them to.
+    pub fn count(&self) -> Count {
+        Count([self.program().info().unwrap().id()].into())
     }
 }
 

@@ -102,8 +102,9 @@ pub fn parse<const WHOLE: bool>(
     };
     parsed.ports = layer4.ports;
     parsed.tcp_flags = layer4.tcp_flags;
-    parsed.tuple.source_port = layer4.source_port;
-    parsed.tuple.destination_port = layer4.destination_port;
+    parsed
+        .tuple
+        .set_ports(layer4.source_port, layer4.destination_port);
     if parsed.first_fragment {
         let ports = Fragment {
             source_port: parsed.tuple.source_port,

@@ -4,7 +4,7 @@ use super::{Bytes, ETHERNET, Layer4, NOTHING, Parsed, Ports, ports, quoted_ports
 use crate::{
     Address6, PROTOCOL_ICMPV6,
     conntrack::{Fragment, FragmentKey},
-    datapath::family::Family as _,
+    datapath::{family::Family as _, words},
     event::DropReason,
 };
 
@@ -117,8 +117,19 @@ pub fn parse<const WHOLE: bool>(
             fragment: None,
         }
     };
-    parsed.tuple.source = header.source;
-    parsed.tuple.destination = header.destination;
+    // SAFETY: addresses are words, and in both on a boundary of four.
+    unsafe {
+        words::copy(
+            (&raw const header.source).cast(),
+            (&raw mut parsed.tuple.source).cast(),
+            4,
+        );
+        words::copy(
+            (&raw const header.destination).cast(),
+            (&raw mut parsed.tuple.destination).cast(),
+            4,
+        );
+    }
     parsed.tuple.source_port = 0;
     parsed.tuple.destination_port = 0;
     parsed.tuple.set_protocol(chain.protocol);
@@ -148,8 +159,9 @@ pub fn parse<const WHOLE: bool>(
     };
     parsed.ports = layer4.ports;
     parsed.tcp_flags = layer4.tcp_flags;
-    parsed.tuple.source_port = layer4.source_port;
-    parsed.tuple.destination_port = layer4.destination_port;
+    parsed
+        .tuple
+        .set_ports(layer4.source_port, layer4.destination_port);
     if let Some((_, identification)) = chain.fragment
         && parsed.first_fragment
     {

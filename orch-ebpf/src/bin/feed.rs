@@ -1,0 +1,61 @@
+//! Feeds frames to a program that is measured, see [`orch_ebpf::feed`].
+#![no_std]
+#![no_main]
+#![expect(
+    missing_docs,
+    reason = "the entry macros make functions that do not carry the docs written here"
+)]
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::{Array, ProgramArray},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use orch_ebpf::feed::{FRAMES_MAX, Frame, Turn};
+
+#[btf_map]
+static FRAMES: Array<Frame, FRAMES_MAX> = Array::new();
+#[btf_map]
+static TURN: Array<Turn, 1> = Array::new();
+#[btf_map]
+static MEASURED: ProgramArray<1> = ProgramArray::new();
+
+/// A live frame.
+#[xdp]
+pub fn feed(ctx: XdpContext) -> u32 {
+    if fill(&ctx).is_some() {
+        // SAFETY: nothing here waits to be dropped.
+        unsafe { MEASURED.tail_call(&ctx, 0) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+#[inline(always)]
+fn fill(ctx: &XdpContext) -> Option<()> {
+    let turn = TURN.get_ptr_mut(0)?;
+    // SAFETY: the kernel runs a call's frames one after another.
+    let turn = unsafe { &mut *turn };
+    let number = turn.fed.checked_rem(turn.frames)?;
+    turn.fed = turn.fed.wrapping_add(1);
+    let frame = FRAMES.get(number)?;
+    let start = ctx.data();
+    if start + size_of::<Frame>() > ctx.data_end() {
+        return None;
+    }
+    let to = start as *mut u64;
+    for (index, word) in frame.words.iter().enumerate() {
+        // SAFETY: within what was just checked.
+        unsafe { to.add(index).write_unaligned(*word) };
+    }
+    Some(())
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
