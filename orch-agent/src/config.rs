@@ -43,6 +43,11 @@ pub enum Command {
         /// The log file; rotated ones stand beside it.
         file: PathBuf,
     },
+    /// Keep the DNS server's sockets open while no agent runs. The agent starts it, and it outlives it.
+    KeepSockets {
+        /// Where agents find it: its standard input listens there. It ends when the file is gone.
+        file: PathBuf,
+    },
 }
 
 /// Flags of `run`.

@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod config;
+pub mod keeper;
 pub mod kubelet;
 pub mod metrics;
 pub mod monitor;

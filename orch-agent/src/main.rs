@@ -6,27 +6,34 @@ use clap::Parser as _;
 use orch_agent::{
     bpf, chain,
     config::{Cli, Command},
-    monitor, run,
+    keeper, monitor, run,
 };
 
 /// Threads of the asynchronous runtime: the agent waits far more than it computes.
 const WORKERS: usize = 2;
 
+/// What a logger and a keeper of sockets do, for their errors.
+const LOG: &str = "log a container's output";
+const KEEP: &str = "keep sockets";
+
 fn main() -> ExitCode {
-    // One logger runs for each container, so it starts before anything that costs memory.
+    // One logger runs for each container, and the sockets' keeper does nothing: they start before anything that costs
+    // memory.
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|word| word == "logger")
-        && let Some(file) = args
-            .next()
-            .filter(|word| !word.to_string_lossy().starts_with('-'))
+    if let (Some(word), Some(file)) = (args.next(), args.next())
+        && !file.to_string_lossy().starts_with('-')
     {
-        return finish(
-            "log a container's output",
-            orch_runtime::logger::run(Path::new(&file)),
-        );
+        let file = Path::new(&file);
+        if word == "logger" {
+            return finish(LOG, orch_runtime::logger::run(file));
+        }
+        if word == keeper::COMMAND {
+            return finish(KEEP, keeper::run(file));
+        }
     }
     match Cli::parse().command {
-        Command::Logger { file } => finish("log a container's output", orch_runtime::logger::run(&file)),
+        Command::Logger { file } => finish(LOG, orch_runtime::logger::run(&file)),
+        Command::KeepSockets { file } => finish(KEEP, keeper::run(&file)),
         Command::Bpf(args) => finish(
             "show the data plane",
             bpf::show(&args, &mut std::io::stdout().lock()),

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ConfigError, LoadBalancerMode, RunArgs, cgroup2_path},
+    keeper::Keeper,
     kubelet::{self, KubeletConfig, KubeletError, NodeBackend},
     metrics, names,
     network::Network,
@@ -131,6 +132,10 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
     })?;
     let client = client(&args.kubeconfig).await?;
     let cluster = Cluster::start(client.clone());
+    let config = dns_config(args, &network);
+    let sockets = Arc::new(Keeper::find(&args.run_dir, executable.clone(), &config.listen));
+    // First of all: names are asked for while the rest starts.
+    let dns = tokio::spawn(orch_dns::serve(config, cluster.clone(), sockets, stop.clone()));
     let runtime = Runtime::connect(RuntimeConfig {
         cgroup_root: args.cgroup_root.clone(),
         snapshotter: args.snapshotter.clone(),
@@ -162,11 +167,6 @@ async fn start(args: &RunArgs, stop: &CancellationToken) -> Result<(), RunError>
         cluster.clone(),
     )
     .await?;
-    let dns = tokio::spawn(orch_dns::serve(
-        dns_config(args, &network),
-        cluster.clone(),
-        stop.clone(),
-    ));
     let registrar = Registrar::new(
         node_config(args, &network),
         client.clone(),

@@ -195,10 +195,21 @@ def resolve(name):
     print("\n".join(sorted(found)))
 
 
+def resolving(name, seconds):
+    """resolving NAME SECONDS: asked again and again, of the resolver each time; a line an answer with its time."""
+    began = time.monotonic()
+    while (now := time.monotonic() - began) < float(seconds):
+        try:
+            print(f"{now:.2f}", socket.getaddrinfo(name, 1, type=socket.SOCK_STREAM)[0][4][0], flush=True)
+        except OSError as error:
+            print(f"{time.monotonic() - began:.2f} !", error, flush=True)
+        time.sleep(0.05)
+
+
 def env(prefix):
     """env PREFIX: variables that begin with it."""
     print("\n".join(f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(prefix)))
 
 
 if __name__ == "__main__":
-    {"serve": serve, "ask": ask, "hold": hold, "resolve": resolve, "env": env}[sys.argv[1]](*sys.argv[2:])
+    {"serve": serve, "ask": ask, "hold": hold, "resolve": resolve, "resolving": resolving, "env": env}[sys.argv[1]](*sys.argv[2:])

@@ -1,5 +1,5 @@
 //! The agent may die at any moment, end, or be replaced by a new program: traffic flows on, no connection is lost, none
-//! is refused, and no container is restarted.
+//! is refused, names are found, and no container is restarted.
 
 use std::{fs::File, net::SocketAddr, thread, time::Duration};
 
@@ -57,10 +57,20 @@ impl Everything {
                 for protocol in ["tcp", "udp"] {
                     let name = format!("hold-{}", inside.len());
                     let node = if from == "a" { NODES[0] } else { NODES[1] };
-                    ns.objects(&[holding(&name, node, protocol, &ip.to_string(), seconds)])?;
+                    let (ip, seconds) = (ip.to_string(), seconds.to_string());
+                    ns.objects(&[client(&name, node, &["hold", protocol, &ip, "80", &seconds])])?;
                     inside.push(name);
                 }
             }
+        }
+        for (index, name) in ["all", "kubernetes.default"].into_iter().enumerate() {
+            let pod = format!("resolve-{index}");
+            ns.objects(&[client(
+                &pod,
+                NODES[index],
+                &["resolving", name, &seconds.to_string()],
+            )])?;
+            inside.push(pod);
         }
         for name in &inside {
             eventually("a client that runs", Duration::from_secs(20), || {
@@ -108,24 +118,16 @@ impl Everything {
     }
 }
 
-/// A pod that uses one socket for some seconds.
-fn holding(name: &str, node: &str, protocol: &str, ip: &str, seconds: u32) -> Value {
+/// A pod that asks for some seconds what its words say.
+fn client(name: &str, node: &str, words: &[&str]) -> Value {
     let mut pod = manifest(name, node);
     pod["metadata"]["labels"] = json!({ "app": name });
     pod["spec"]["restartPolicy"] = "Never".into();
     let container = &mut pod["spec"]["containers"][0];
     container["readinessProbe"] = Value::Null;
     let program = container["command"][2].clone();
-    container["command"] = json!([
-        "python3",
-        "-c",
-        program,
-        "hold",
-        protocol,
-        ip,
-        "80",
-        seconds.to_string()
-    ]);
+    let command = ["python3", "-c"].map(Value::from).into_iter().chain([program]);
+    container["command"] = command.chain(words.iter().map(|word| json!(word))).collect();
     pod
 }
 

@@ -58,6 +58,7 @@ use tokio::{
 pub use crate::{
     config::{Bandwidth, DataplaneConfig, HostPort, PodAttachment, Tunnel, XdpMode},
     error::DataplaneError,
+    sys::{namespace_cookie, socket_namespace},
 };
 use crate::{
     liveness::Liveness, metrics::Metrics, netlink::Netlink, services::Services, shared::Shared,

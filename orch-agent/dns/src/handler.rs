@@ -6,6 +6,7 @@ use hickory_proto::{
 };
 use parking_lot::RwLock;
 use rand::seq::SliceRandom as _;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     answer::Answer, encode::encode, exchange::Question, forward::Forwarder, index::Index, zone::Zone,
@@ -30,6 +31,8 @@ pub(crate) struct Handler {
     zone: Zone,
     /// None until the caches have held full lists: that a name does not exist cannot be known before.
     index: RwLock<Option<Index>>,
+    /// Cancelled with the first index: nobody waits any longer.
+    ready: CancellationToken,
     forwarder: Forwarder,
 }
 
@@ -38,6 +41,7 @@ impl Handler {
         Self {
             zone,
             index: RwLock::new(None),
+            ready: CancellationToken::new(),
             forwarder,
         }
     }
@@ -45,6 +49,12 @@ impl Handler {
     /// Changes what the zone answers from.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Index)) {
         change(self.index.write().get_or_insert_default());
+        self.ready.cancel();
+    }
+
+    /// Waits until the zone can be answered from.
+    pub(crate) async fn ready(&self) {
+        self.ready.cancelled().await;
     }
 
     /// The bytes to send back; `None` for what deserves no answer.

@@ -17,7 +17,11 @@ mod reverse;
 mod server;
 mod zone;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use orch_cluster::Cluster;
@@ -60,15 +64,27 @@ pub enum DnsError {
     },
 }
 
+/// Keeps the sockets of a server for the one that comes after it, so that what is asked between the two waits and is
+/// not refused.
+pub trait Keeper: Send + Sync + 'static {
+    /// The sockets of an address that an earlier server has left.
+    fn take(&self, address: SocketAddr) -> Option<(UdpSocket, TcpListener)>;
+
+    /// Keeps copies of an address's sockets. It may block, and says itself what fails: the server needs it for nothing.
+    fn keep(&self, sockets: [OwnedFd; 2]);
+}
+
 /// Answers on every configured address until `stop`. Waits for an address that does not exist yet or that a
-/// predecessor still holds, and serves the others meanwhile. Until the caches have held full lists, questions about
-/// the cluster's names are answered SERVFAIL, as nobody can know yet what does not exist.
+/// predecessor still holds, and serves the others meanwhile. Until the caches have held full lists, questions wait for
+/// some seconds, and those about the cluster's names are then answered SERVFAIL, as nobody can know yet what does not
+/// exist.
 ///
 /// # Errors
 /// When the domain is not one, or an address may not be bound.
 pub async fn serve(
     config: DnsConfig,
     cluster: Arc<Cluster>,
+    keeper: Arc<dyn Keeper>,
     stop: CancellationToken,
 ) -> Result<(), DnsError> {
     let own = config
@@ -87,7 +103,7 @@ pub async fn serve(
     let servers = config
         .listen
         .iter()
-        .map(|address| server::serve(*address, handler.clone(), stop.clone()));
+        .map(|address| server::serve(*address, keeper.clone(), handler.clone(), stop.clone()));
     tokio::select! {
         result = futures::future::try_join_all(servers) => result.map(|_| ()),
         () = follow::follow(&cluster, &handler) => Ok(()),

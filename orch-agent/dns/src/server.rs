@@ -1,7 +1,8 @@
 //! The sockets of one address: datagrams, and connections with any number of questions each.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd as _, sync::Arc, time::Duration};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -11,7 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    DnsError,
+    DnsError, Keeper,
     handler::{Handler, Transport},
 };
 
@@ -23,18 +24,27 @@ const TCP_CLIENTS: usize = 512;
 const MAX_REQUEST: usize = 4096;
 /// Pause between attempts to bind an address that is not there yet, and after an error of a socket.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long questions are left in the sockets while nothing is known yet. Resolvers ask again after five seconds
+/// (resolv.conf(5), `timeout`), and take a SERVFAIL for the end.
+const UNKNOWING: Duration = Duration::from_secs(3);
+/// Room for the questions that come while nobody reads, in bytes of the kernel's: some thousands.
+const ROOM: usize = 4 << 20;
 
-/// Answers on one address until `stop`. Waits for an address that does not exist yet or that a predecessor holds.
+/// Answers on one address until `stop`, by the sockets that the keeper has, or by new ones, which it gets. Waits for an
+/// address that does not exist yet or that a predecessor holds.
 ///
 /// # Errors
-/// When the address cannot be bound for a reason that waiting does not cure.
+/// When the address cannot be bound for a reason that waiting does not cure, or what the keeper has is of no use.
 pub(crate) async fn serve(
     address: SocketAddr,
+    keeper: Arc<dyn Keeper>,
     handler: Arc<Handler>,
     stop: CancellationToken,
 ) -> Result<(), DnsError> {
     let serving = async {
-        let (udp, tcp) = bind(address).await?;
+        let (udp, tcp) = open(address, keeper).await?;
+        // Whoever asks meanwhile waits: the questions are in the sockets.
+        let _ = timeout(UNKNOWING, handler.ready()).await;
         tracing::info!(%address, "serving DNS");
         tokio::join!(datagrams(udp, &handler, &stop), connections(tcp, &handler, &stop));
         Ok(())
@@ -43,6 +53,29 @@ pub(crate) async fn serve(
         result = serving => result,
         () = stop.cancelled() => Ok(()),
     }
+}
+
+async fn open(address: SocketAddr, keeper: Arc<dyn Keeper>) -> Result<(UdpSocket, TcpListener), DnsError> {
+    let failed = |source| DnsError::Bind { address, source };
+    if let Some((udp, tcp)) = keeper.take(address) {
+        let adopt = || {
+            udp.set_nonblocking(true)?;
+            tcp.set_nonblocking(true)?;
+            Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
+        };
+        return adopt().map_err(failed);
+    }
+    let (udp, tcp) = bind(address).await?;
+    // Without the privilege it is what the system gives anybody.
+    let _ = setsockopt(&udp, sockopt::RcvBufForce, &ROOM);
+    let copies = udp
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|udp| Ok([udp, tcp.as_fd().try_clone_to_owned()?]))
+        .map_err(failed)?;
+    // It may start a process, and must not hold up who serves other addresses.
+    let _ = tokio::task::spawn_blocking(move || keeper.keep(copies)).await;
+    Ok((udp, tcp))
 }
 
 async fn bind(address: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {

@@ -7,11 +7,14 @@
 
 mod common;
 
-use common::{Dns, question};
+use std::{sync::Arc, time::Duration};
+
+use common::{Dns, Kept, free_address, question};
 use hickory_proto::{
     op::{Edns, Message, ResponseCode},
     rr::{RData, RecordType, rdata::A},
 };
+use orch_dns::Keeper as _;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -48,6 +51,39 @@ async fn changes_show_in_the_next_answers_on_every_address() {
 }
 
 #[tokio::test]
+async fn what_is_asked_between_two_servers_waits_for_the_second() {
+    let address = free_address("127.0.0.1").await;
+    let kept = Arc::<Kept>::default();
+    let first = Dns::start_at(vec![address], Vec::new(), kept.clone());
+    while kept.take(address).is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    first.udp(NAME, RecordType::A).await;
+    drop(first);
+    // Until the first server has let go of its copies it may still answer.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let bytes = question(NAME, RecordType::A).to_vec().unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    udp.connect(address).await.unwrap();
+    udp.send(&bytes).await.unwrap();
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_u16(bytes.len() as u16).await.unwrap();
+    tcp.write_all(&bytes).await.unwrap();
+    let mut buffer = [0; 512];
+    let early = tokio::time::timeout(Duration::from_millis(200), udp.recv(&mut buffer)).await;
+    assert!(
+        early.is_err(),
+        "neither answered nor refused while nobody serves: {early:?}"
+    );
+    let _second = Dns::start_at(vec![address], Vec::new(), kept);
+    let length = udp.recv(&mut buffer).await.unwrap();
+    let answer = Message::from_vec(&buffer[..length]).unwrap();
+    // From full lists, and not from none.
+    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+    assert!(tcp.read_u16().await.unwrap() > 12);
+}
+
+#[tokio::test]
 async fn what_does_not_fit_is_truncated_and_comes_whole_by_tcp() {
     let mut dns = Dns::start(Vec::new()).await;
     let endpoints: Vec<_> = (1..=100)
@@ -56,7 +92,7 @@ async fn what_does_not_fit_is_truncated_and_comes_whole_by_tcp() {
     dns.put_slice(json!(endpoints));
     dns.put_service(json!({"clusterIP": "None"}));
     while dns.tcp(NAME, RecordType::A).await.answers.len() != 100 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Without EDNS 512 bytes, which the helper checks; with it as many as both sides take.
     let small = dns.udp(NAME, RecordType::A).await;

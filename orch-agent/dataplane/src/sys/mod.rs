@@ -216,7 +216,16 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 /// # Errors
 /// The kernel's.
 pub fn namespace_cookie() -> io::Result<u64> {
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    socket_namespace(&std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?)
+}
+
+/// The kernel's number for a socket's network namespace.
+///
+/// *Kernel*: 5.14.
+///
+/// # Errors
+/// The kernel's.
+pub fn socket_namespace(socket: &impl AsRawFd) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the value and its length are valid for the call, which writes no more than the length says.

@@ -6,9 +6,11 @@
 )]
 
 use std::{
-    net::SocketAddr,
+    collections::HashMap,
+    net::{self, SocketAddr},
+    os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -27,7 +29,7 @@ use kube::runtime::{
     watcher::Event,
 };
 use orch_cluster::Cluster;
-use orch_dns::{DnsConfig, serve};
+use orch_dns::{DnsConfig, Keeper, serve};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -38,6 +40,24 @@ use tokio_util::sync::CancellationToken;
 
 /// The id of every question.
 const ID: u16 = 4242;
+
+/// Sockets that outlive a server, as long as this does.
+#[derive(Default)]
+pub struct Kept(Mutex<HashMap<SocketAddr, (net::UdpSocket, net::TcpListener)>>);
+
+impl Keeper for Kept {
+    fn take(&self, address: SocketAddr) -> Option<(net::UdpSocket, net::TcpListener)> {
+        let kept = self.0.lock().unwrap();
+        let (udp, tcp) = kept.get(&address)?;
+        Some((udp.try_clone().unwrap(), tcp.try_clone().unwrap()))
+    }
+
+    fn keep(&self, [udp, tcp]: [OwnedFd; 2]) {
+        let udp = net::UdpSocket::from(udp);
+        let address = udp.local_addr().unwrap();
+        self.0.lock().unwrap().insert(address, (udp, tcp.into()));
+    }
+}
 
 pub struct Dns {
     /// Where questions go.
@@ -74,6 +94,18 @@ pub fn question(name: &str, kind: RecordType) -> Message {
 
 impl Dns {
     pub async fn start(upstreams: Vec<SocketAddr>) -> Self {
+        let addresses = vec![free_address("127.0.0.1").await, free_address("[::1]").await];
+        let dns = Self::start_at(addresses, upstreams, Arc::<Kept>::default());
+        for address in &dns.addresses {
+            while TcpStream::connect(address).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        dns
+    }
+
+    /// Starts a server and does not wait for it.
+    pub fn start_at(addresses: Vec<SocketAddr>, upstreams: Vec<SocketAddr>, keeper: Arc<dyn Keeper>) -> Self {
         let (services, mut service_writer) = reflector::store();
         let (slices, mut slice_writer) = reflector::store();
         let (nodes, _) = reflector::store::<Node>();
@@ -83,7 +115,6 @@ impl Dns {
         slice_writer.apply_watcher_event(&Event::Init);
         slice_writer.apply_watcher_event(&Event::InitDone);
         let cluster = Cluster::from_stores(services, slices, nodes, changed);
-        let addresses = vec![free_address("127.0.0.1").await, free_address("[::1]").await];
         let stop = CancellationToken::new();
         let config = DnsConfig {
             listen: addresses.clone(),
@@ -94,12 +125,7 @@ impl Dns {
                 "fd00:10:96::/112".parse().unwrap(),
             ],
         };
-        tokio::spawn(serve(config, cluster, stop.clone()));
-        for address in &addresses {
-            while TcpStream::connect(address).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }
+        tokio::spawn(serve(config, cluster, keeper, stop.clone()));
         Self {
             address: addresses[0],
             addresses,
