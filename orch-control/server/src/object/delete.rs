@@ -196,20 +196,12 @@ fn mark(kind: &Kind, options: &Options, object: &mut Value, now: Timestamp) {
             metadata.insert("generation".into(), json!(generation + 1));
         }
     }
-    if let Some(wanted) = options.finalizer(kind, object) {
-        let mut finalizers: Vec<String> = meta::finalizers(object)
+    let wanted = options.finalizer(kind, object);
+    if wanted.is_some() || options.propagation.is_some() || options.orphan == Some(false) {
+        let others = meta::finalizers(object)
             .into_iter()
-            .filter(|f| ![FOREGROUND, ORPHAN].contains(f))
-            .map(str::to_owned)
-            .collect();
-        finalizers.push(wanted.to_owned());
-        meta::metadata(object).insert("finalizers".into(), json!(finalizers));
-    } else if options.propagation.is_some() || options.orphan == Some(false) {
-        let finalizers: Vec<String> = meta::finalizers(object)
-            .into_iter()
-            .filter(|f| ![FOREGROUND, ORPHAN].contains(f))
-            .map(str::to_owned)
-            .collect();
+            .filter(|finalizer| ![FOREGROUND, ORPHAN].contains(finalizer));
+        let finalizers: Vec<String> = others.chain(wanted).map(str::to_owned).collect();
         if finalizers.is_empty() {
             meta::metadata(object).remove("finalizers");
         } else {
