@@ -77,6 +77,21 @@ pub fn cluster_up(args: &[&str]) -> Result<()> {
     })
 }
 
+/// How the cluster's network is set: `up`'s words for the tunnel and for the balancer's mode.
+///
+/// # Errors
+/// When no cluster is up.
+pub fn modes() -> Result<[String; 2]> {
+    let path = root().join("target/orch/state.json");
+    let text = std::fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
+    let state: serde_json::Value = serde_json::from_slice(&text).context("not a cluster's state")?;
+    let word = |name: &str| {
+        let word = state["modes"][name].as_str().map(str::to_lowercase);
+        word.with_context(|| format!("the cluster's state has no {name}"))
+    };
+    Ok([word("tunnel")?, word("load_balancer")?])
+}
+
 /// Waits until every node is Ready.
 ///
 /// # Errors

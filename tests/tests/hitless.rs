@@ -1,5 +1,5 @@
 //! The agent may die at any moment, end, or be replaced by a new program: traffic flows on, no connection is lost, none
-//! is refused, names are found, and no container is restarted.
+//! is refused, names are found, and no container is restarted. The network's ways may change, and open connections last.
 
 use std::{fs::File, net::SocketAddr, thread, time::Duration};
 
@@ -9,7 +9,7 @@ use nix::{
     unistd::Pid,
 };
 use orch_tests::{
-    NODES, agent, agent_pid, cluster_up, ensure, eventually, load,
+    NODES, agent, agent_pid, cluster_up, ensure, eventually, load, modes,
     namespace::Namespace,
     node_ips, nodes_ready,
     peers::{manifest, service},
@@ -30,24 +30,35 @@ fn containers(ns: &Namespace) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Load of every kind: new connections and old ones, from outside through every node, and from pods.
-struct Everything {
+/// What of a load there is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// New connections and old ones, datagrams and names.
+    Everything,
+    /// TCP connections that are open before.
+    Open,
+}
+
+/// Load from outside through every node, and from pods.
+struct Clients {
     outside: Vec<(String, load::Load)>,
     /// Pods of their own: `kubectl exec` ends with the agent.
     inside: Vec<String>,
 }
 
-impl Everything {
-    fn start(ns: &Namespace, seconds: u32) -> Result<Self> {
+impl Clients {
+    fn start(ns: &Namespace, of: Of, seconds: u32) -> Result<Self> {
         let port = ns.node_port("all", "tcp")?;
         let mut outside = Vec::new();
         for node in NODES {
             for ip in node_ips(node)? {
                 let address = SocketAddr::new(ip, port);
-                outside.push((
-                    format!("new connections to {address}"),
-                    load::start(address, "/", 1),
-                ));
+                if of == Of::Everything {
+                    outside.push((
+                        format!("new connections to {address}"),
+                        load::start(address, "/", 1),
+                    ));
+                }
                 outside.push((format!("an old connection to {address}"), load::keep(address)?));
             }
         }
@@ -55,6 +66,9 @@ impl Everything {
         for ip in ns.cluster_ips("all")? {
             for from in ["a", "b"] {
                 for protocol in ["tcp", "udp"] {
+                    if of == Of::Open && protocol != "tcp" {
+                        continue;
+                    }
                     let name = format!("hold-{}", inside.len());
                     let node = if from == "a" { NODES[0] } else { NODES[1] };
                     let (ip, seconds) = (ip.to_string(), seconds.to_string());
@@ -63,7 +77,8 @@ impl Everything {
                 }
             }
         }
-        for (index, name) in ["all", "kubernetes.default"].into_iter().enumerate() {
+        let names = ["all", "kubernetes.default"].into_iter().enumerate();
+        for (index, name) in names.filter(|_| of == Of::Everything) {
             let pod = format!("resolve-{index}");
             ns.objects(&[client(
                 &pod,
@@ -134,7 +149,7 @@ fn client(name: &str, node: &str, words: &[&str]) -> Value {
 /// Does something to the agents under load, and checks that nobody noticed.
 fn unnoticed(ns: &Namespace, what: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = containers(ns)?;
-    let load = Everything::start(ns, 30)?;
+    let load = Clients::start(ns, Of::Everything, 30)?;
     act()?;
     cluster_up(&[])?;
     nodes_ready()?;
@@ -146,9 +161,9 @@ fn unnoticed(ns: &Namespace, what: &str, act: impl FnOnce() -> Result<()>) -> Re
     })
 }
 
-#[test]
-fn agents_die_and_change_unnoticed() -> Result<()> {
-    let ns = Namespace::create("hitless")?;
+/// A service on three nodes.
+fn served(name: &str) -> Result<Namespace> {
+    let ns = Namespace::create(name)?;
     ns.peers(&[
         manifest("a", NODES[0]),
         manifest("b", NODES[1]),
@@ -158,6 +173,39 @@ fn agents_die_and_change_unnoticed() -> Result<()> {
     all["spec"]["type"] = "NodePort".into();
     ns.objects(&[all])?;
     thread::sleep(Duration::from_secs(1));
+    Ok(ns)
+}
+
+#[test]
+fn open_connections_outlive_a_change_of_the_networks_ways() -> Result<()> {
+    let ns = served("ways")?;
+    let [tunnel, mode] = modes()?;
+    let before = ["--tunnel", &tunnel, "--load-balancer-mode", &mode];
+    let other = |word: &str, one, two| if word == one { two } else { one };
+    let changes = [
+        ["--tunnel", other(&tunnel, "off", "vxlan")],
+        ["--tunnel", tunnel.as_str()],
+        ["--load-balancer-mode", other(&mode, "snat", "dsr")],
+        ["--load-balancer-mode", mode.as_str()],
+    ];
+    let clients = Clients::start(&ns, Of::Open, 50)?;
+    let changed = changes.iter().try_for_each(|change| {
+        cluster_up(change)?;
+        nodes_ready()?;
+        // Each way carries some packets of each connection.
+        thread::sleep(Duration::from_secs(2));
+        Ok(())
+    });
+    changed.or_else(|error: anyhow::Error| {
+        cluster_up(&before)?;
+        Err(error)
+    })?;
+    clients.check(&ns)
+}
+
+#[test]
+fn agents_die_and_change_unnoticed() -> Result<()> {
+    let ns = served("hitless")?;
     unnoticed(&ns, "every agent killed, and away for three seconds", || {
         for node in NODES {
             kill(Pid::from_raw(agent_pid(node)?), Signal::SIGKILL).context("failed to kill an agent")?;
