@@ -58,8 +58,9 @@ impl<A: Copy> Tuple<A> {
     }
 
     /// Writes both ports as one word: what reads a key as words, as the kernel does, would wait for two halves of one.
+    #[cfg(feature = "programs")]
     #[inline(always)]
-    pub const fn set_ports(&mut self, source: u16, destination: u16) {
+    pub fn set_ports(&mut self, source: u16, destination: u16) {
         const {
             assert!(
                 core::mem::offset_of!(Self, destination_port) == core::mem::offset_of!(Self, source_port) + 2
@@ -79,8 +80,25 @@ impl<A: Copy> Tuple<A> {
         let mut reversed = *self;
         reversed.source = self.destination;
         reversed.destination = self.source;
-        reversed.set_ports(self.destination_port, self.source_port);
+        reversed.source_port = self.destination_port;
+        reversed.destination_port = self.source_port;
         reversed
+    }
+
+    /// As [`Self::reverse`], written where it is needed: a copy on the way would be a third of a program's stack.
+    #[cfg(feature = "programs")]
+    #[inline(always)]
+    pub fn reverse_in<'a>(&self, place: &'a mut core::mem::MaybeUninit<Self>) -> &'a mut Self {
+        let to = place.as_mut_ptr();
+        // SAFETY: both addresses, and then the words of the ports and of the protocol: that is all of it.
+        unsafe {
+            (&raw mut (*to).source).write(self.destination);
+            (&raw mut (*to).destination).write(self.source);
+            let to = &mut *to;
+            to.set_ports(self.destination_port, self.source_port);
+            to.set_protocol(self.protocol);
+            to
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Finding and opening flows.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns},
@@ -113,8 +115,9 @@ fn seen_in<A: Family>(parsed: &Parsed<A>) -> u8 {
 /// Sees to it that the answers to an allowed packet are known for what they are.
 #[inline(never)]
 pub fn expect_answers<A: Family>(parsed: &Parsed<A>, tuple: &Tuple<A>) -> Result<(), DropReason> {
-    let answer = tuple.reverse();
-    if let Some(entry) = A::conntrack().get_ptr_mut(answer) {
+    let mut answer = MaybeUninit::uninit();
+    let answer = tuple.reverse_in(&mut answer);
+    if let Some(entry) = A::conntrack().get_ptr_mut(&*answer) {
         // SAFETY: see `entry`.
         let entry = unsafe { &mut *entry };
         let over = entry.seen & (SEEN_FIN | SEEN_RST) != 0 && parsed.tcp_flags & TCP_SYN != 0;
@@ -130,9 +133,9 @@ pub fn expect_answers<A: Family>(parsed: &Parsed<A>, tuple: &Tuple<A>) -> Result
         }
     }
     let reply = reply_entry(parsed, 0, KIND_POLICY).ok_or(DropReason::ConntrackFull)?;
-    reply.becomes = answer;
+    reply.becomes = *answer;
     A::conntrack()
-        .insert(answer, &*reply, 0)
+        .insert(&*answer, &*reply, 0)
         .map_err(|_| DropReason::ConntrackFull)
 }
 
@@ -145,7 +148,9 @@ pub fn open<A: Family>(
     kind: u8,
 ) -> Result<(), DropReason> {
     let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
-    if A::conntrack().insert(becomes.reverse(), &*entry, 0).is_err() {
+    let mut answer = MaybeUninit::uninit();
+    let answer = becomes.reverse_in(&mut answer);
+    if A::conntrack().insert(&*answer, &*entry, 0).is_err() {
         return Err(DropReason::ConntrackFull);
     }
     finish(parsed, entry, becomes)
@@ -165,10 +170,13 @@ pub fn open_from_node<A: Family>(
     let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
     // SAFETY: the helper takes no argument.
     let start = unsafe { bpf_get_prandom_u32() };
+    let mut answer = MaybeUninit::uninit();
+    let answer = becomes.reverse_in(&mut answer);
     for attempt in 0..PORT_ATTEMPTS {
         becomes.source_port = nat_port(start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
+        answer.set_ports(becomes.destination_port, becomes.source_port);
         if A::conntrack()
-            .insert(becomes.reverse(), &*entry, u64::from(BPF_NOEXIST))
+            .insert(&*answer, &*entry, u64::from(BPF_NOEXIST))
             .is_ok()
         {
             return finish(parsed, entry, becomes);
@@ -215,7 +223,10 @@ fn reply_entry<A: Family>(parsed: &Parsed<A>, backend: u32, kind: u8) -> Option<
     // Field by field, since a compiler would call a function to write zeros. The hop is unknown, so that nobody reads
     // the Ethernet addresses that an earlier run left.
     entry.last_seen = now();
-    entry.becomes = parsed.tuple.reverse();
+    // SAFETY: what is overwritten needs no drop.
+    parsed
+        .tuple
+        .reverse_in(unsafe { &mut *(&raw mut entry.becomes).cast() });
     entry.backend = backend;
     entry.kind = kind;
     entry.direction = DIRECTION_REPLY;
