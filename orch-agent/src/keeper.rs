@@ -159,8 +159,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Asks for what an earlier agent has left for these addresses. Without any, or where it is for others or of
-    /// another network namespace, nothing is kept from here on.
+    /// Asks for what an earlier agent has left for these addresses. Where it is for others or of another network
+    /// namespace, or cannot be had, nothing is kept from here on.
     #[must_use]
     pub fn find(run_dir: &Path, executable: PathBuf, addresses: &[SocketAddr]) -> Self {
         let keeper = Self {
@@ -169,8 +169,14 @@ impl Keeper {
             left: Mutex::default(),
             asking: Mutex::default(),
         };
-        let Ok((_, left)) = keeper.ask(TAKE, &[]) else {
-            return keeper;
+        let left = match keeper.ask(TAKE, &[]) {
+            Ok((_, left)) => left,
+            Err(error) => {
+                tracing::debug!(%error, "no sockets of an earlier agent");
+                // Who keeps them and does not hand them out would hold the addresses for good; now it ends.
+                let _ = fs::remove_file(&keeper.path);
+                return keeper;
+            }
         };
         let fits = |socket: &OwnedFd| {
             is_here(socket) && local_address(socket).is_some_and(|own| addresses.contains(&own))
