@@ -23,6 +23,23 @@ pub mod service;
 #[cfg(feature = "programs")]
 pub mod datapath;
 
+/// What every object of programs has: the license that the kernel asks for, and where a panic would go, which no program
+/// that the verifier lets pass can reach.
+#[cfg(feature = "programs")]
+#[macro_export]
+macro_rules! object {
+    () => {
+        #[panic_handler]
+        fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+            loop {}
+        }
+
+        #[unsafe(link_section = "license")]
+        #[unsafe(no_mangle)]
+        static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+    };
+}
+
 pub use address::{Address, Address4, Address6};
 
 /// Version of every layout in this library. A change of any key or value increments it; an agent that finds another

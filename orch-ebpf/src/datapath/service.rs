@@ -88,11 +88,15 @@ fn find_where<A: Family>(
     scope: u8,
     has_node_ports: impl Fn(u32) -> bool,
 ) -> Option<&'static Service<A>> {
-    let mut key = MaybeUninit::uninit();
-    let key = any_address(&mut key, port, protocol, scope);
-    key.address = address;
+    let mut key = ServiceKey {
+        address,
+        port,
+        protocol,
+        scope,
+    };
+    key.set_port(port, protocol, scope);
     // SAFETY: the agent replaces whole values, a replaced one's memory outlives the run, and a pool's slots its count.
-    if let Some(service) = unsafe { A::services().get(&*key) } {
+    if let Some(service) = unsafe { A::services().get(&key) } {
         return Some(service);
     }
     if !has_node_ports(node_kind(address)) {
@@ -104,24 +108,12 @@ fn find_where<A: Family>(
 /// The service on this port of every address of the node.
 #[inline(always)]
 pub fn find_port<A: Family>(port: u16, protocol: u8, scope: u8) -> Option<&'static Service<A>> {
-    let mut key = MaybeUninit::uninit();
-    let key = any_address(&mut key, port, protocol, scope);
+    let mut key = MaybeUninit::<ServiceKey<A>>::uninit();
+    // SAFETY: integers and an address.
+    let key = unsafe { words::zeroed(&mut key) };
+    key.set_port(port, protocol, scope);
     // SAFETY: as in `find`.
     unsafe { A::services().get(&*key) }
-}
-
-/// The key of a port of every address, made in its place.
-#[inline(always)]
-fn any_address<A: Family>(
-    place: &mut MaybeUninit<ServiceKey<A>>,
-    port: u16,
-    protocol: u8,
-    scope: u8,
-) -> &mut ServiceKey<A> {
-    // SAFETY: integers and an address.
-    let key = unsafe { words::zeroed(place) };
-    key.set_port(port, protocol, scope);
-    key
 }
 
 /// Whether the source may use the service (`spec.loadBalancerSourceRanges`).

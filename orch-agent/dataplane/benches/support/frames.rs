@@ -18,7 +18,6 @@ use nix::{
         AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, send, setsockopt, socket, sockopt,
     },
 };
-
 use orch_ebpf::feed::{FRAMES_MAP, FRAMES_MAX, Frame, MEASURED_MAP, TURN_MAP, Turn};
 
 use crate::tests::Namespace;
@@ -88,7 +87,6 @@ impl Feed {
         let mut ebpf = Ebpf::load_file(FEED).unwrap();
         let mut next = ProgramArray::try_from(ebpf.map_mut(MEASURED_MAP).unwrap()).unwrap();
         next.set(0, measured.fd().unwrap(), 0).unwrap();
-        // An entry of the array goes with its owner's last user, who is not the map's name.
         let program: &mut Xdp = ebpf.program_mut("feed").unwrap().try_into().unwrap();
         program.load().unwrap();
         Self(ebpf)
@@ -100,18 +98,11 @@ impl Feed {
         assert!((1..=FRAMES_MAX).contains(&count));
         let mut map: Array<_, Frame> = self.0.map_mut(FRAMES_MAP).unwrap().try_into().unwrap();
         for (index, bytes) in (0..).zip(frames) {
-            let mut frame = Frame::default();
-            let (chunks, rest) = bytes.as_chunks();
-            assert!(bytes.len() <= size_of::<Frame>());
-            for (word, chunk) in frame.words.iter_mut().zip(chunks) {
-                *word = u64::from_ne_bytes(*chunk);
-            }
-            if let Some(last) = frame.words.get_mut(chunks.len()) {
-                let mut padded = [0; 8];
-                padded[..rest.len()].copy_from_slice(rest);
-                *last = u64::from_ne_bytes(padded);
-            }
-            map.set(index, frame, 0).unwrap();
+            let mut padded = [0; size_of::<Frame>()];
+            padded[..bytes.len()].copy_from_slice(&bytes);
+            let (chunks, _) = padded.as_chunks();
+            let words = std::array::from_fn(|word| u64::from_ne_bytes(chunks[word]));
+            map.set(index, Frame { words }, 0).unwrap();
         }
         let mut turn: Array<_, Turn> = self.0.map_mut(TURN_MAP).unwrap().try_into().unwrap();
         let frames = count as u32;
