@@ -5,14 +5,17 @@
 //! that only passes a NetworkPolicy has one entry, for the packets that answer, and one that is sent on to its backend's
 //! node unchanged has one for the packets that ask: the answers do not come by here.
 
-use crate::abi;
+use crate::{
+    abi,
+    flow_table::{ROWS, WAYS},
+};
 
-/// Start of the name of the LRU hashes from [`Tuple`] to [`Conntrack`].
+/// Start of the name of the arrays of flows, see [`crate::flow_table`].
 pub const CONNTRACK_MAP: &str = "ORCH_CONNTRACK";
 /// Start of the name of the LRU hashes from [`FragmentKey`] to [`Fragment`].
 pub const FRAGMENTS_MAP: &str = "ORCH_FRAGMENTS";
 /// Most entries of connection tracking of one family, two for each translated flow.
-pub const CONNTRACK_MAX: usize = 262_144;
+pub const CONNTRACK_MAX: usize = ROWS * WAYS;
 /// Most fragmented datagrams of one family that are remembered.
 pub const FRAGMENTS_MAX: usize = 4_096;
 

@@ -1,4 +1,5 @@
 #![no_std]
+#![cfg_attr(feature = "programs", feature(asm_experimental_arch))]
 //! The data plane: its ABI (this library) and, with the feature `programs`, the eBPF programs.
 //!
 //! Everything that crosses the border between programs and agent stands in this library's modules: map keys and
@@ -17,6 +18,7 @@ pub mod conntrack;
 pub mod endpoint;
 pub mod event;
 pub mod feed;
+pub mod flow_table;
 pub mod policy;
 pub mod service;
 
@@ -44,7 +46,7 @@ pub use address::{Address, Address4, Address6};
 
 /// Version of every layout in this library. A change of any key or value increments it; an agent that finds another
 /// version in the pinned maps migrates what they hold.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// IP protocol number of ICMP (IANA protocol numbers).
 pub const PROTOCOL_ICMP: u8 = 1;

@@ -9,6 +9,7 @@ mod announce;
 mod bandwidth;
 mod config;
 mod error;
+pub mod flow_table;
 mod follow;
 mod health;
 pub mod inspect;

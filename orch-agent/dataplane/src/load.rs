@@ -87,6 +87,8 @@ pub fn load(bpf_root: &Path) -> Result<(Programs, maps::Maps), DataplaneError> {
     }
     let checksum = checksum_flag();
     loader.override_global("ORCH_CHECKSUM_IPV6", &checksum, true);
+    let ordered = u64::from(cfg!(target_arch = "x86_64"));
+    loader.override_global("ORCH_ORDERED", &ordered, true);
     let namespace = sys::namespace_cookie().map_err(|source| DataplaneError::Syscall {
         call: "ask for the network namespace's cookie".to_owned(),
         source,

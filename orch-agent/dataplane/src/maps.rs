@@ -20,6 +20,7 @@ use orch_ebpf::{
     conntrack::{CONNTRACK_MAP, Conntrack, FRAGMENTS_MAP, Tuple},
     endpoint::{ENDPOINTS_MAP, Endpoint},
     event::{Counter, EVENTS_MAP, METRICS_MAP},
+    flow_table::ROWS_MAP,
     policy::{IDENTITIES_MAP, Identity, RULES_MAP, Rule, RuleKey},
     service::{
         AFFINITY_MAP, Affinity, AffinityKey, BACKENDS_MAP, Backend, BackendKey, Chunk, ChunkKey,
@@ -28,7 +29,7 @@ use orch_ebpf::{
     },
 };
 
-use crate::{DataplaneError, sys::BatchReader};
+use crate::{DataplaneError, flow_table::FlowTable, sys::BatchReader};
 
 /// Entries that one system call reads.
 const BATCH: usize = 4096;
@@ -45,7 +46,7 @@ const SHARED: [&str; 7] = [
 ];
 
 /// The maps that each family has of its own, without the family's suffix.
-const OF_FAMILY: [&str; 13] = [
+const OF_FAMILY: [&str; 14] = [
     NODES_MAP,
     ROUTES_MAP,
     UPLINKS_MAP,
@@ -56,6 +57,7 @@ const OF_FAMILY: [&str; 13] = [
     STREAMS_MAP,
     SOCKETS_MAP,
     ENDPOINTS_MAP,
+    ROWS_MAP,
     CONNTRACK_MAP,
     FRAGMENTS_MAP,
     IDENTITIES_MAP,
@@ -102,8 +104,8 @@ pub struct FamilyMaps<A: MapAddress> {
     pub sockets: HashMap<MapData, SocketKey<A>, SocketOrigin<A>>,
     /// Local pods.
     pub endpoints: HashMap<MapData, A, Endpoint>,
-    /// Translated flows.
-    pub conntrack: HashMap<MapData, Tuple<A>, Conntrack<A>>,
+    /// Flows.
+    pub conntrack: FlowTable<A>,
     /// Identities of addresses.
     pub identities: LpmTrie<MapData, A, Identity>,
 }
@@ -195,7 +197,10 @@ impl<A: MapAddress> FamilyMaps<A> {
             streams: open(STREAMS_MAP, A::SUFFIX, find)?,
             sockets: open(SOCKETS_MAP, A::SUFFIX, find)?,
             endpoints: open(ENDPOINTS_MAP, A::SUFFIX, find)?,
-            conntrack: open(CONNTRACK_MAP, A::SUFFIX, find)?,
+            conntrack: FlowTable::new(
+                open(ROWS_MAP, A::SUFFIX, find)?,
+                open(CONNTRACK_MAP, A::SUFFIX, find)?,
+            )?,
             identities: open(IDENTITIES_MAP, A::SUFFIX, find)?,
         })
     }
@@ -205,16 +210,24 @@ impl<A: MapAddress> FamilyMaps<A> {
     /// # Errors
     /// When the flows cannot be read.
     pub fn forget_flows(
-        &mut self,
+        &self,
         over: impl Fn(&Tuple<A>, &Conntrack<A>) -> bool,
     ) -> Result<usize, DataplaneError> {
-        let mut flows = entries(CONNTRACK_MAP, &self.conntrack)?;
-        flows.retain(|(tuple, entry)| over(tuple, entry));
-        // An entry that has gone by itself meanwhile is as gone as one removed here.
-        Ok(flows
-            .iter()
-            .filter(|(tuple, _)| self.conntrack.remove(tuple).is_ok())
-            .count())
+        let forget = || {
+            let flows = self.conntrack.open()?;
+            let mut forgotten = 0;
+            for (tuple, entry) in flows.all()? {
+                // One that has gone by itself meanwhile is as gone as one removed here.
+                if over(&tuple, &entry) && flows.remove(&tuple)? {
+                    forgotten += 1;
+                }
+            }
+            Ok(forgotten)
+        };
+        forget().map_err(|source| DataplaneError::Syscall {
+            call: "forget flows".to_owned(),
+            source,
+        })
     }
 }
 

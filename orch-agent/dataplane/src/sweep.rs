@@ -2,22 +2,21 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
 
-use aya::maps::MapData;
-use orch_ebpf::{Address4, Address6};
+use nix::time::{ClockId, clock_gettime};
 use orch_ebpf::{
-    PROTOCOL_TCP, PROTOCOL_UDP,
+    Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
     conntrack::{CONNTRACK_MAP, Conntrack, SEEN_FIN, SEEN_RST, SEEN_TRAFFIC, Tuple},
+    flow_table::ROWS,
 };
 
 use crate::{
-    maps::{self, FamilyMaps, MapAddress, Maps},
+    maps::{FamilyMaps, MapAddress, Maps},
     shared::Shared,
-    sys::BatchReader,
 };
 
 const INTERVAL: Duration = Duration::from_secs(30);
-/// Entries that one system call reads.
-const BATCH: usize = 2048;
+/// Rows that are looked at before others have their turn.
+const BATCH: usize = 1024;
 /// An idle TCP flow on which both sides could still speak (RFC 5382 REQ-5 asks for at least 2 h 4 min).
 const ESTABLISHED: Duration = Duration::from_secs(6 * 3600);
 /// A TCP flow that is opening or closing (RFC 5382 REQ-5: at least 4 min).
@@ -39,8 +38,8 @@ pub async fn run(shared: Arc<Shared>) {
         // A pod that goes while this runs is for the next time; its address rests until its flows are forgotten.
         let gone = shared.gone.lock().clone();
         let swept = async {
-            let v4 = sweep::<Address4>(&shared, &gone, |maps| &mut maps.v4).await?;
-            let v6 = sweep::<Address6>(&shared, &gone, |maps| &mut maps.v6).await?;
+            let v4 = sweep::<Address4>(&shared, &gone, |maps| &maps.v4).await?;
+            let v6 = sweep::<Address6>(&shared, &gone, |maps| &maps.v6).await?;
             io::Result::Ok((v4, v6))
         };
         match swept.await {
@@ -57,32 +56,23 @@ pub async fn run(shared: Arc<Shared>) {
 async fn sweep<A: MapAddress>(
     shared: &Shared,
     gone: &BTreeSet<IpAddr>,
-    family: impl Fn(&mut Maps) -> &mut FamilyMaps<A>,
+    family: impl Fn(&Maps) -> &FamilyMaps<A>,
 ) -> io::Result<usize> {
     let gone: BTreeSet<A> = gone.iter().filter_map(|ip| A::from_ip(*ip)).collect();
-    let pin = maps::folder(&shared.config.bpf_root).join(format!("{CONNTRACK_MAP}{}", A::SUFFIX));
-    let map = MapData::from_pin(pin).map_err(io::Error::other)?;
-    let mut reader = BatchReader::<Tuple<A>, Conntrack<A>>::new(map, BATCH)?;
+    let flows = family(&shared.maps.lock()).conntrack.open()?;
     let (mut read, mut removed) = (0, 0);
-    let now = Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?);
-    while let Some(entries) = reader.next()? {
-        let entries = entries.inspect(|_| read += 1);
-        let suspects: Vec<(Tuple<A>, Conntrack<A>)> = entries
-            .filter(|(tuple, entry)| is_gone(&gone, tuple, entry) || is_over(now, tuple, entry, None))
-            .map(|(tuple, entry)| (*tuple, *entry))
-            .collect();
-        if !suspects.is_empty() {
-            let mut maps = shared.maps.lock();
-            let conntrack = &mut family(&mut maps).conntrack;
-            for (tuple, entry) in suspects {
-                let other = conntrack.get(&entry.becomes.reverse(), 0).ok();
-                // An entry that has gone by itself meanwhile is as gone as one removed here.
-                if (is_gone(&gone, &tuple, &entry) || is_over(now, &tuple, &entry, other.as_ref()))
-                    && conntrack.remove(&tuple).is_ok()
-                {
-                    removed += 1;
-                }
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+    for start in (0..ROWS as u32).step_by(BATCH) {
+        for (tuple, entry) in flows.of_rows(start..(start + BATCH as u32).min(ROWS as u32))? {
+            read += 1;
+            if !is_gone(&gone, &tuple, &entry)
+                && (!is_over(now, &tuple, &entry, None)
+                    || !is_over(now, &tuple, &entry, flows.get(&entry.becomes.reverse())?.as_ref()))
+            {
+                continue;
             }
+            // One that has gone by itself meanwhile is as gone as one removed here.
+            removed += usize::from(flows.remove(&tuple)?);
         }
         tokio::task::yield_now().await;
     }

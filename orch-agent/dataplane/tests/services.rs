@@ -173,6 +173,7 @@ fn what_is_known_of_a_backend_goes_with_it() {
         .get(&key([0; 4], 30053, PROTOCOL_UDP, SCOPE_EXTERNAL), 0)
         .unwrap()
         .pool;
+    let flows = maps.v4.conntrack.open().unwrap();
     for (BackendKey { id }, backend) in entries(BACKENDS_MAP, &maps.v4.backends).unwrap() {
         let client = [192, 0, 2, backend.address[3]];
         let asked = Tuple {
@@ -198,10 +199,10 @@ fn what_is_known_of_a_backend_goes_with_it() {
             kind: KIND_SERVICE,
             ..Conntrack::default()
         };
-        maps.v4.conntrack.insert(asked, entry, 0).unwrap();
+        assert!(flows.insert(&asked, &entry).unwrap());
         entry.becomes = asked.reverse();
         entry.direction = DIRECTION_REPLY;
-        maps.v4.conntrack.insert(becomes.reverse(), entry, 0).unwrap();
+        assert!(flows.insert(&becomes.reverse(), &entry).unwrap());
         if backend.protocol == PROTOCOL_UDP {
             let client = AffinityKey {
                 client: [backend.address[3]; 16],
@@ -215,7 +216,7 @@ fn what_is_known_of_a_backend_goes_with_it() {
             maps.affinity.insert(client, kept, 0).unwrap();
         }
     }
-    assert_eq!(maps.v4.conntrack.keys().count(), 8);
+    assert_eq!(flows.all().unwrap().len(), 8);
 
     let outcome = services
         .put(&mut maps, "default/s", &desired(&[(1, true), (2, false)]))
@@ -227,11 +228,8 @@ fn what_is_known_of_a_backend_goes_with_it() {
     assert_eq!(services.forget(&mut maps).unwrap(), 0);
     let left: Vec<AffinityKey> = maps.affinity.keys().map(Result::unwrap).collect();
     assert_eq!(left.iter().map(|key| key.client[0]).collect::<Vec<_>>(), [1]);
-    let udp = maps
-        .v4
-        .conntrack
-        .keys()
-        .filter(|key| key.as_ref().unwrap().protocol == PROTOCOL_UDP);
+    let left = flows.all().unwrap();
+    let udp = left.iter().filter(|(tuple, _)| tuple.protocol == PROTOCOL_UDP);
     assert_eq!(udp.count(), 2);
 }
 

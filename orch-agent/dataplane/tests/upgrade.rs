@@ -17,18 +17,15 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, MapInfo},
+    maps::MapInfo,
     programs::{
         SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
         tc::{SchedClassifierLink, TcHandle},
     },
 };
-use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, inspect, maps};
-use orch_ebpf::{
-    Address4,
-    conntrack::{CONNTRACK_MAX, Conntrack, Tuple},
-};
+use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, flow_table::FlowTable, inspect, maps};
+use orch_ebpf::{Address4, conntrack::CONNTRACK_MAX};
 use serde_json::json;
 use support::{Fake, Namespace, Settings};
 
@@ -40,7 +37,7 @@ static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR")
 
 /// The map that had another capacity in the older release.
 const MAP: &str = "ORCH_CONNTRACK4";
-const FORMER_MAX: u32 = 131_072;
+const FORMER_MAX: u32 = CONNTRACK_MAX as u32 + 15;
 /// Program, start of its pins' names, and start of its interface's name.
 const PROGRAMS: [(&str, &str, &str); 4] = [
     ("pod_ingress", "pod_", "orch"),
@@ -108,11 +105,8 @@ fn interface_like(start: &str) -> String {
 }
 
 fn flows(root: &Path) -> usize {
-    let map = Map::from_map_data(MapData::from_pin(maps::folder(root).join(MAP)).unwrap()).unwrap();
-    HashMap::<_, Tuple<Address4>, Conntrack<Address4>>::try_from(map)
-        .unwrap()
-        .keys()
-        .count()
+    let table = FlowTable::<Address4>::pinned(&maps::folder(root)).unwrap();
+    table.open().unwrap().all().unwrap().len()
 }
 
 fn say(stream: &mut TcpStream, word: &[u8]) -> std::io::Result<()> {

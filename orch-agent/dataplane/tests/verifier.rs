@@ -28,13 +28,13 @@ const BOUNDS: &[(&str, u32)] = &[
     ("recvmsg6", 500),
     ("getpeername4", 500),
     ("getpeername6", 500),
-    ("pod_ingress", 160_000),
-    ("pod_egress", 20_000),
-    ("uplink_ingress", 300_000),
-    ("uplink_egress", 180_000),
-    ("tunnel_ingress", 300_000),
+    ("pod_ingress", 400_000),
+    ("pod_egress", 50_000),
+    ("uplink_ingress", 500_000),
+    ("uplink_egress", 400_000),
+    ("tunnel_ingress", 500_000),
     ("tunnel_egress", 90_000),
-    ("uplink_xdp", 160_000),
+    ("uplink_xdp", 320_000),
 ];
 /// Half of the kernel's limit.
 const MOST: u32 = 500_000;

@@ -2,14 +2,12 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns},
-};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 
 use super::{
     events,
     family::Family,
+    flow_table,
     parse::{Parsed, Ports, TCP_FIN, TCP_RST, TCP_SYN},
     words,
 };
@@ -44,10 +42,9 @@ pub fn now() -> u64 {
 /// port is used again.
 #[inline(always)]
 pub fn entry<A: Family>(parsed: &Parsed<A>) -> Option<&'static mut Conntrack<A>> {
-    let entry = A::conntrack().get_ptr_mut(&parsed.tuple)?;
-    // SAFETY: the pointer is to a live element for the whole run. Fields that change are single integers; a racing
-    // writer on another CPU can at worst lose a note of a flag, which the next packet brings again.
-    let entry = unsafe { &mut *entry };
+    // Fields that change are single integers; a racing writer on another CPU can at worst lose a note of a flag, which the
+    // next packet brings again.
+    let entry = flow_table::find(&parsed.tuple)?;
     if parsed.tuple.protocol == PROTOCOL_TCP && parsed.opens() && entry.direction == DIRECTION_ORIGINAL {
         if entry.seen & (SEEN_FIN | SEEN_RST) != 0 {
             return None;
@@ -64,19 +61,18 @@ pub fn entry<A: Family>(parsed: &Parsed<A>) -> Option<&'static mut Conntrack<A>>
 #[inline(always)]
 pub fn touch<A: Family>(entry: &mut Conntrack<A>, parsed: &Parsed<A>) -> bool {
     let seen = entry.seen | seen_in(parsed) | SEEN_TRAFFIC;
-    if seen != entry.seen {
-        entry.seen = seen;
-    }
     let ticks = ticks();
-    if ticks.wrapping_sub(entry.ticks) < TOUCH_TICKS {
+    if seen == entry.seen && ticks.wrapping_sub(entry.ticks) < TOUCH_TICKS {
         return false;
     }
+    entry.seen = seen;
     entry.ticks = ticks;
     let now = now();
     let old = now.wrapping_sub(entry.last_seen) > TOUCH_NANOSECONDS;
     if old {
         entry.last_seen = now;
     }
+    flow_table::keep(&parsed.tuple, entry);
     old
 }
 
@@ -112,19 +108,25 @@ fn seen_in<A: Family>(parsed: &Parsed<A>) -> u8 {
     seen
 }
 
+/// The tuple of a packet that answers one, in scratch memory.
+#[inline(always)]
+fn answer_to<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Tuple<A>> {
+    let scratch = A::scratch().get_ptr_mut(0)?;
+    // SAFETY: the slot is this CPU's own for the run, one flow at a time is opened, and what is overwritten needs no drop.
+    Some(tuple.reverse_in(unsafe { &mut *(&raw mut (*scratch).answer).cast() }))
+}
+
 /// Sees to it that the answers to an allowed packet are known for what they are.
 #[inline(never)]
 pub fn expect_answers<A: Family>(parsed: &Parsed<A>, tuple: &Tuple<A>) -> Result<(), DropReason> {
-    let mut answer = MaybeUninit::uninit();
-    let answer = tuple.reverse_in(&mut answer);
-    if let Some(entry) = A::conntrack().get_ptr_mut(&*answer) {
-        // SAFETY: see `entry`.
-        let entry = unsafe { &mut *entry };
+    let answer = answer_to(tuple).ok_or(DropReason::ConntrackFull)?;
+    if let Some(entry) = flow_table::find(answer) {
         let over = entry.seen & (SEEN_FIN | SEEN_RST) != 0 && parsed.tcp_flags & TCP_SYN != 0;
         if entry.direction == DIRECTION_REPLY && !over {
             let now = now();
             if now.wrapping_sub(entry.last_seen) > TOUCH_NANOSECONDS {
                 entry.last_seen = now;
+                flow_table::keep(answer, entry);
             }
             return Ok(());
         }
@@ -134,9 +136,17 @@ pub fn expect_answers<A: Family>(parsed: &Parsed<A>, tuple: &Tuple<A>) -> Result
     }
     let reply = reply_entry(parsed, 0, KIND_POLICY).ok_or(DropReason::ConntrackFull)?;
     reply.becomes = *answer;
-    A::conntrack()
-        .insert(&*answer, &*reply, 0)
-        .map_err(|_| DropReason::ConntrackFull)
+    take_down(answer, reply)
+}
+
+/// Takes down a flow.
+#[inline(always)]
+fn take_down<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>) -> Result<(), DropReason> {
+    if flow_table::insert(tuple, entry) {
+        Ok(())
+    } else {
+        Err(DropReason::ConntrackFull)
+    }
 }
 
 /// Opens a flow whose packets keep their source.
@@ -148,11 +158,8 @@ pub fn open<A: Family>(
     kind: u8,
 ) -> Result<(), DropReason> {
     let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
-    let mut answer = MaybeUninit::uninit();
-    let answer = becomes.reverse_in(&mut answer);
-    if A::conntrack().insert(&*answer, &*entry, 0).is_err() {
-        return Err(DropReason::ConntrackFull);
-    }
+    let answer = answer_to(becomes).ok_or(DropReason::ConntrackFull)?;
+    take_down(answer, entry)?;
     finish(parsed, entry, becomes)
 }
 
@@ -168,21 +175,40 @@ pub fn open_from_node<A: Family>(
 ) -> Result<(), DropReason> {
     becomes.source = address;
     let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
+    let answer = answer_to(becomes).ok_or(DropReason::ConntrackFull)?;
+    if !choose_port(becomes, answer) {
+        return Err(DropReason::NoNatPort);
+    }
+    // Both slots are taken before either is written: to take one waits for all that was written before, and slots are far.
+    let (mut reply, mut original) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let Some(reply) = flow_table::hold(answer, entry, &mut reply) else {
+        return Err(DropReason::ConntrackFull);
+    };
+    let Some(original) = flow_table::hold(&parsed.tuple, entry, &mut original) else {
+        flow_table::release::<A>(reply);
+        return Err(DropReason::ConntrackFull);
+    };
+    flow_table::fill(reply, answer, entry);
+    turn(parsed, entry, becomes)?;
+    flow_table::fill(original, &parsed.tuple, entry);
+    events::count(Path::NewFlow, 0);
+    Ok(())
+}
+
+/// Chooses a port for the translated source that no other flow's answers carry; whether there was one.
+#[inline(never)]
+fn choose_port<A: Family>(becomes: &mut Tuple<A>, answer: &mut Tuple<A>) -> bool {
     // SAFETY: the helper takes no argument.
     let start = unsafe { bpf_get_prandom_u32() };
-    let mut answer = MaybeUninit::uninit();
-    let answer = becomes.reverse_in(&mut answer);
     for attempt in 0..PORT_ATTEMPTS {
-        becomes.source_port = nat_port(start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
-        answer.set_ports(becomes.destination_port, becomes.source_port);
-        if A::conntrack()
-            .insert(&*answer, &*entry, u64::from(BPF_NOEXIST))
-            .is_ok()
-        {
-            return finish(parsed, entry, becomes);
+        let port = nat_port(start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
+        answer.destination_port = port;
+        if flow_table::find(answer).is_none() {
+            becomes.source_port = port;
+            return true;
         }
     }
-    Err(DropReason::NoNatPort)
+    false
 }
 
 /// Opens a flow whose packets go to their backend's node as they are, and whose answers do not come by here.
@@ -236,9 +262,23 @@ fn reply_entry<A: Family>(parsed: &Parsed<A>, backend: u32, kind: u8) -> Option<
     Some(entry)
 }
 
-/// Writes the original direction's entry, made of the reply's in its place: the stack of a program is small.
+/// Writes the original direction's entry.
 #[inline(always)]
 fn finish<A: Family>(
+    parsed: &Parsed<A>,
+    entry: &mut Conntrack<A>,
+    becomes: &Tuple<A>,
+) -> Result<(), DropReason> {
+    turn(parsed, entry, becomes)?;
+    // Where it cannot, the reply's entry, if there is one, is left to eviction and the agent's sweep.
+    take_down(&parsed.tuple, entry)?;
+    events::count(Path::NewFlow, 0);
+    Ok(())
+}
+
+/// Makes the original direction's entry of the reply's, in its place: the stack of a program is small.
+#[inline(always)]
+fn turn<A: Family>(
     parsed: &Parsed<A>,
     entry: &mut Conntrack<A>,
     becomes: &Tuple<A>,
@@ -256,10 +296,5 @@ fn finish<A: Family>(
             size_of_val(&entry.macs) / 4,
         );
     }
-    if A::conntrack().insert(&parsed.tuple, &*entry, 0).is_err() {
-        // The reply's entry, if there is one, is left to eviction and the agent's sweep.
-        return Err(DropReason::ConntrackFull);
-    }
-    events::count(Path::NewFlow, 0);
     Ok(())
 }

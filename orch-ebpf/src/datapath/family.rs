@@ -68,6 +68,8 @@ pub trait Family: Address {
     fn sockets() -> &'static maps::Sockets<Self>;
     /// This node's pods.
     fn endpoints() -> &'static maps::Endpoints<Self>;
+    /// What is in which slot of flows.
+    fn rows() -> &'static maps::Rows;
     /// Flows.
     fn conntrack() -> &'static maps::ConntrackMap<Self>;
     /// Ports of fragmented datagrams.
@@ -150,6 +152,11 @@ impl Family for Address4 {
         node_hops NodeHops ORCH_HOPS4,
         identities Identities ORCH_IDENTITIES4,
     }
+
+    #[inline(always)]
+    fn rows() -> &'static maps::Rows {
+        &maps::ORCH_ROWS4
+    }
 }
 
 /// Both halves of an address, as they stand in memory.
@@ -221,6 +228,11 @@ impl Family for Address6 {
         scratch Scratches ORCH_SCRATCH6,
         node_hops NodeHops ORCH_HOPS6,
         identities Identities ORCH_IDENTITIES6,
+    }
+
+    #[inline(always)]
+    fn rows() -> &'static maps::Rows {
+        &maps::ORCH_ROWS6
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{
     conntrack::{self, Conntrack, Fragment, FragmentKey, Tuple},
     endpoint::{self, Endpoint},
     event,
+    flow_table::{self, Row, Slot},
     policy::{self, Identity, Rule, RuleKey},
     service::{
         self, Affinity, AffinityKey, Backend, BackendKey, Chunk, ChunkKey, Service, ServiceKey, SocketKey,
@@ -22,6 +23,8 @@ use crate::{
 
 /// `BPF_F_NO_PREALLOC` (linux/bpf.h): memory grows with the entries in use, not with the capacity.
 const ON_DEMAND: usize = 1;
+/// `BPF_F_MMAPABLE` (linux/bpf.h): the agent works in the same memory, and elements do not straddle pages' lines.
+const MAPPED: usize = 1024;
 
 /// Addresses of nodes.
 pub type Nodes<A> = HashMap<A, Node, { config::NODES_MAX }, ON_DEMAND>;
@@ -44,7 +47,9 @@ pub type Sockets<A> = LruHashMap<SocketKey<A>, SocketOrigin<A>, { service::SOCKE
 /// This node's pods.
 pub type Endpoints<A> = HashMap<A, Endpoint, { endpoint::ENDPOINTS_MAX }, ON_DEMAND>;
 /// Flows.
-pub type ConntrackMap<A> = LruHashMap<Tuple<A>, Conntrack<A>, { conntrack::CONNTRACK_MAX }>;
+pub type ConntrackMap<A> = Array<Slot<A>, { conntrack::CONNTRACK_MAX }, MAPPED>;
+/// What is in which slot of flows.
+pub type Rows = Array<Row, { flow_table::ROWS + 1 }, MAPPED>;
 /// Ports of fragmented datagrams.
 pub type Fragments<A> = LruHashMap<FragmentKey<A>, Fragment, { conntrack::FRAGMENTS_MAX }>;
 /// Identities of addresses.
@@ -60,6 +65,8 @@ pub struct Scratch<A> {
     pub entry: Conntrack<A>,
     /// What the packet of a flow that is being opened becomes.
     pub becomes: Tuple<A>,
+    /// The packet that answers it.
+    pub answer: Tuple<A>,
     /// The `macs` and the `hop` of its entry, where they are found before it is written. The hop is zero otherwise.
     pub macs: [u8; 12],
     /// See `macs`.
@@ -124,13 +131,19 @@ maps_of_families! {
     "What TCP sockets asked for" Streams Array ORCH_STREAMS4 ORCH_STREAMS6,
     "What UDP sockets asked for" Sockets LruHashMap ORCH_SOCKETS4 ORCH_SOCKETS6,
     "This node's pods" Endpoints HashMap ORCH_ENDPOINTS4 ORCH_ENDPOINTS6,
-    "Flows" ConntrackMap LruHashMap ORCH_CONNTRACK4 ORCH_CONNTRACK6,
+    "Flows" ConntrackMap Array ORCH_CONNTRACK4 ORCH_CONNTRACK6,
     "Ports of fragmented datagrams" Fragments LruHashMap ORCH_FRAGMENTS4 ORCH_FRAGMENTS6,
     "Scratch memory" Scratches PerCpuArray ORCH_SCRATCH4 ORCH_SCRATCH6,
     "Ways to nodes" NodeHops PerCpuArray ORCH_HOPS4 ORCH_HOPS6,
     "Identities of addresses" Identities LpmTrie ORCH_IDENTITIES4 ORCH_IDENTITIES6,
 }
 
+/// Rows of flows, IPv4.
+#[btf_map]
+pub static ORCH_ROWS4: Rows = Array::new();
+/// Rows of flows, IPv6.
+#[btf_map]
+pub static ORCH_ROWS6: Rows = Array::new();
 /// The node's settings.
 #[btf_map]
 pub static ORCH_CONFIG: Array<config::Config, 1> = Array::new();

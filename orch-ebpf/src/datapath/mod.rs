@@ -1,9 +1,9 @@
 //! The programs' steps, in the order in which a packet meets them.
 //!
-//! Every step is generic over the [`family::Family`] of addresses. `parse`, `conntrack`, `service`, `nat` and `policy`
-//! know tuples and maps but no kind of program, and `routes` asks the kernel's; `skb` is what tc can do to a packet and
-//! `xdp` what XDP can; `pod`, `uplink`, `own` and `tunnel` are the paths, `carry` and `unpack` both ends of a shorter one
-//! between nodes; `socket` stands apart, at the system calls. `words` is how memory is copied.
+//! Every step is generic over the [`family::Family`] of addresses. `parse`, `conntrack` on its `flow_table`, `service`, `nat`
+//! and `policy` know tuples and maps but no kind of program, and `routes` asks the kernel's; `skb` is what tc can do to a
+//! packet and `xdp` what XDP can; `pod`, `uplink`, `own` and `tunnel` are the paths, `carry` and `unpack` both ends of a
+//! shorter one between nodes; `socket` stands apart, at the system calls. `words` is how memory is copied.
 
 pub mod announce;
 pub mod bandwidth;
@@ -13,6 +13,7 @@ pub mod conntrack;
 pub mod error_message;
 pub mod events;
 pub mod family;
+pub mod flow_table;
 pub mod maps;
 pub mod nat;
 pub mod own;

@@ -15,7 +15,7 @@ use super::{
     maps::Scratch,
     nat,
     parse::{Bytes as _, ETHERNET, Parsed},
-    service::{self, Client},
+    service::{self, Choice, Client},
     skb::{self, failed},
     words,
 };
@@ -23,7 +23,7 @@ use crate::{
     config::{CONFIG_UNPACK, Config, NODE_LOCAL, NODE_REMOTE},
     conntrack::{KIND_SERVICE, Tuple},
     event::{DropReason, EVENT_FLOW, Path},
-    service::SCOPE_EXTERNAL,
+    service::{SCOPE_EXTERNAL, Service},
 };
 
 /// How the packet of this run came, in scratch memory.
@@ -103,18 +103,31 @@ fn take_out<A: Family>(ctx: &TcContext, parsed: &mut Parsed<A>, carrier: &mut A)
 #[inline(never)]
 pub fn open<A: Family>(config: &Config, parsed: &Parsed<A>, carrier: &A) -> Result<(), DropReason> {
     let tuple = &parsed.tuple;
-    if !parsed.joins() {
-        return Err(DropReason::Misdirected);
-    }
-    let service = service::find_anywhere(tuple).ok_or(DropReason::Misdirected)?;
-    service::admit(service, tuple.source)?;
-    let hash = service::hash(tuple);
-    let choice = match service::at_address(service, carrier, hash) {
-        Some(choice) => choice,
-        None => service::choose(service, &Client::Address(tuple.source), hash)?,
-    };
+    let choice = choose(parsed, carrier)?;
     let becomes = nat::towards(tuple, &choice).ok_or(DropReason::ConntrackFull)?;
     nat::open_service(config, parsed, &choice, becomes, SCOPE_EXTERNAL)?;
     events::flow(tuple, becomes, EVENT_FLOW, u32::from(KIND_SERVICE), 0);
     Ok(())
+}
+
+/// The backend that the other node has chosen, or this one's choice; on a stack of its own.
+#[inline(never)]
+fn choose<A: Family>(parsed: &Parsed<A>, carrier: &A) -> Result<Choice<A>, DropReason> {
+    let tuple = &parsed.tuple;
+    let service = asked(parsed).ok_or(DropReason::Misdirected)?;
+    service::admit(service, tuple.source)?;
+    let hash = service::hash(tuple);
+    match service::at_address(service, carrier, hash) {
+        Some(choice) => Ok(choice),
+        None => service::choose(service, &Client::Address(tuple.source), hash),
+    }
+}
+
+/// The service that a packet asked for which may be of a flow; on a stack of its own.
+#[inline(never)]
+fn asked<A: Family>(parsed: &Parsed<A>) -> Option<&'static Service<A>> {
+    if !parsed.joins() {
+        return None;
+    }
+    service::find_anywhere(&parsed.tuple)
 }

@@ -1,13 +1,17 @@
 //! Connection tracking and fragments.
 
 use orch_ebpf::conntrack::{
-    CONNTRACK_MAP, Conntrack, DIRECTION_REPLY, FRAGMENTS_MAP, Fragment, FragmentKey, HOP_PASS, HOP_REFLECT,
-    KIND_DIRECT, KIND_MASQUERADE, KIND_POLICY, KIND_SERVICE, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC,
-    Tuple,
+    DIRECTION_REPLY, FRAGMENTS_MAP, Fragment, FragmentKey, HOP_PASS, HOP_REFLECT, KIND_DIRECT,
+    KIND_MASQUERADE, KIND_POLICY, KIND_SERVICE, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, Tuple,
 };
 
 use super::{Pins, Table, both, flags, seconds_since, socket, table::row};
-use crate::{DataplaneError, maps::MapAddress, monitor::protocol};
+use crate::{
+    DataplaneError,
+    flow_table::FlowTable,
+    maps::{self, MapAddress},
+    monitor::protocol,
+};
 
 pub(super) fn conntrack(pins: &Pins<'_>) -> Result<Table, DataplaneError> {
     let columns = [
@@ -33,9 +37,15 @@ fn flow<A: MapAddress>(tuple: &Tuple<A>) -> String {
 }
 
 fn conntrack_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(), DataplaneError> {
-    for (tuple, entry) in
-        pins.hash::<Tuple<A>, Conntrack<A>, _>(CONNTRACK_MAP, A::SUFFIX, |tuple, _| *tuple)?
-    {
+    let read = FlowTable::<A>::pinned(&maps::folder(pins.0))?
+        .open()
+        .and_then(|flows| flows.all());
+    let mut all = read.map_err(|source| DataplaneError::Syscall {
+        call: "read the table of flows".to_owned(),
+        source,
+    })?;
+    all.sort_unstable_by_key(|(tuple, _)| *tuple);
+    for (tuple, entry) in all {
         let kind = match entry.kind {
             KIND_SERVICE => "service",
             KIND_MASQUERADE => "masquerade",

@@ -12,6 +12,7 @@
 mod btf;
 mod convert;
 mod first;
+mod flows;
 mod layout;
 #[cfg(test)]
 mod tests;
@@ -34,9 +35,10 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 use orch_ebpf::{
-    ABI_VERSION,
+    ABI_VERSION, Address as _, Address4, Address6,
     config::CONFIG_MAP,
     conntrack::{CONNTRACK_MAP, TOUCH_NANOSECONDS},
+    flow_table::ROWS_MAP,
     service::{BACKENDS_MAP, SERVICES_MAP, SLOTS_MAP, SOURCES_MAP},
 };
 
@@ -84,6 +86,8 @@ struct Change {
     old: RawMap,
     old_layout: Layout,
     new_layout: Layout,
+    /// Of a table of flows, what says which of its slots are in use.
+    rows: Option<RawMap>,
 }
 
 /// Where the maps of the object that is to be loaded are pinned, and what has to be copied there.
@@ -183,23 +187,9 @@ impl Staging {
                 kept.insert(name, old);
                 continue;
             }
-            match transfer::check(&old_layout, new_layout) {
-                Ok(()) => {
-                    let new_layout = new_layout.clone();
-                    self.changes.insert(
-                        name,
-                        Change {
-                            old,
-                            old_layout,
-                            new_layout,
-                        },
-                    );
-                }
-                Err(why) => {
-                    self.anew.insert(name, why);
-                }
-            }
+            self.change(name, old, old_layout, new_layout);
         }
+        self.pair_flows(&mut kept, wanted);
         if let Some((cause, why)) = self
             .anew
             .iter()
@@ -213,6 +203,48 @@ impl Staging {
             }
         }
         Ok(kept)
+    }
+
+    fn change(&mut self, name: String, old: RawMap, old_layout: Layout, new_layout: &Layout) {
+        let check = match base(&name) {
+            CONNTRACK_MAP => flows::check(&old_layout, new_layout),
+            _ => transfer::check(&old_layout, new_layout),
+        };
+        match check {
+            Ok(()) => {
+                let change = Change {
+                    old,
+                    old_layout,
+                    new_layout: new_layout.clone(),
+                    rows: None,
+                };
+                self.changes.insert(name, change);
+            }
+            Err(why) => {
+                self.anew.insert(name, why);
+            }
+        }
+    }
+
+    /// A table of flows stays as it is or is made anew as a whole: its slots are nothing without what says which of them are
+    /// in use.
+    fn pair_flows(&mut self, kept: &mut BTreeMap<String, RawMap>, wanted: &HashMap<String, Layout>) {
+        for suffix in [Address4::SUFFIX, Address6::SUFFIX] {
+            let [rows, slots] = [ROWS_MAP, CONNTRACK_MAP].map(|name| format!("{name}{suffix}"));
+            if kept.contains_key(&rows) && kept.contains_key(&slots) {
+                continue;
+            }
+            let (old_rows, old_slots) = (kept.remove(&rows), kept.remove(&slots));
+            // Of another layout they say nothing.
+            self.changes.remove(&rows);
+            self.anew.remove(&rows);
+            if let Some((old, layout)) = old_slots.zip(wanted.get(&slots)) {
+                self.change(slots.clone(), old, layout.clone(), layout);
+            }
+            if let Some(change) = self.changes.get_mut(&slots) {
+                change.rows = old_rows.filter(|_| change.old_layout.kind == change.new_layout.kind);
+            }
+        }
     }
 
     /// Where a map of the new set is pinned.
@@ -244,7 +276,12 @@ impl Staging {
         for (name, change) in self.changes {
             let new = RawMap::open(&self.folder.join(&name)).map_err(kernel("open", &name))?;
             let layouts = (&change.old_layout, &change.new_layout);
-            let transfer = match Transfer::new(change.old, new, layouts) {
+            let transfer = match name.strip_prefix(CONNTRACK_MAP) {
+                Some(suffix) => flows::Flows::new(layouts, change.rows, &self.folder, suffix)
+                    .map(|flows| Transfer::of_flows(change.old, new, flows)),
+                None => Transfer::new(change.old, new, layouts),
+            };
+            let transfer = match transfer {
                 Ok(transfer) => transfer,
                 Err(why) => {
                     tracing::warn!(map = name, why, "the map starts anew");

@@ -258,6 +258,10 @@ fn open(map: &RawMap, client: u8, seen: u64) {
         .unwrap();
 }
 
+fn flow(maps: &Maps, client: u8) -> Option<Conntrack<Address4>> {
+    maps.v4.conntrack.open().unwrap().get(&tuple(client)).unwrap()
+}
+
 fn get<K: Pod, V: Pod>(map: &BpfMap<MapData, K, V>, key: &K) -> Option<V> {
     map.get(key, 0).ok()
 }
@@ -276,7 +280,8 @@ fn the_kernel_and_the_object_describe_the_maps_alike() {
             "{name}"
         );
     }
-    let (key, value) = wanted["ORCH_CONNTRACK4"].types.as_ref().unwrap();
+    let (_, slot) = wanted["ORCH_CONNTRACK4"].types.as_ref().unwrap();
+    let [key, value] = ["tuple", "entry"].map(|name| &slot.member(name).unwrap().of);
     let offset = |of: &Type, name: &str| of.member(name).unwrap().offset;
     assert_eq!(
         (key.size(), offset(key, "destination_port")),
@@ -393,13 +398,13 @@ fn a_node_of_the_first_abi_keeps_all_it_knew() {
     endpoints.update(&[10, 244, 1, 7], &[9; 56], Update::Any).unwrap();
 
     let (mut programs, loaded) = root.load();
-    let flow = get(&loaded.v4.conntrack, &tuple(1)).unwrap();
-    assert_eq!(flow.becomes.destination, [10, 244, 1, 7]);
+    let flow1 = flow(&loaded, 1).unwrap();
+    assert_eq!(flow1.becomes.destination, [10, 244, 1, 7]);
     assert_eq!(
-        (flow.last_seen, flow.backend, flow.kind, flow.seen),
+        (flow1.last_seen, flow1.backend, flow1.kind, flow1.seen),
         (77, 5, KIND_SERVICE, SEEN_TRAFFIC)
     );
-    assert_eq!((flow.hop, flow.macs, flow.ticks), (0, [0; 12], 0));
+    assert_eq!((flow1.hop, flow1.macs, flow1.ticks), (0, [0; 12], 0));
     assert_eq!(get(&loaded.v4.nodes, &[192, 0, 2, 1]).unwrap().kind, NODE_LOCAL);
     let key = ServiceKey {
         address: [10, 96, 0, 1],
@@ -463,7 +468,7 @@ fn a_node_of_the_first_abi_keeps_all_it_knew() {
 
     // What old programs open while they are swapped.
     open(&conntrack, 2, now());
-    while get(&loaded.v4.conntrack, &tuple(2)).is_none() {
+    while flow(&loaded, 2).is_none() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(root.list("maps").contains(CONNTRACK_MAP), "still in their place");
@@ -485,28 +490,22 @@ fn an_upgrade_that_was_cut_short_goes_on() {
     let old = root.pin(CONNTRACK_MAP, first_conntrack());
     let begin = now();
     open(&old, 1, begin);
-    let (programs, mut loaded) = root.load();
+    let (programs, loaded) = root.load();
     // Some programs have been swapped, and one has seen the flow since.
-    let mut flow = get(&loaded.v4.conntrack, &tuple(1)).unwrap();
-    (flow.last_seen, flow.hop) = (begin + 1, 1);
-    loaded.v4.conntrack.insert(tuple(1), flow, 0).unwrap();
-    loaded.v4.conntrack.insert(tuple(3), flow, 0).unwrap();
-    drop((programs, loaded));
+    let mut known = flow(&loaded, 1).unwrap();
+    (known.last_seen, known.hop) = (begin + 1, 1);
+    let table = loaded.v4.conntrack.open().unwrap();
+    for client in [1, 3] {
+        assert!(table.insert(&tuple(client), &known).unwrap());
+    }
+    drop((programs, loaded, table));
     assert!(root.list(NEXT).contains(PREPARING));
     // Others have not.
     open(&old, 2, begin);
 
     let (mut programs, loaded) = root.load();
-    assert_eq!(
-        get(&loaded.v4.conntrack, &tuple(1)).unwrap().hop,
-        1,
-        "the newer one stays"
-    );
-    assert!(
-        [2, 3]
-            .iter()
-            .all(|client| get(&loaded.v4.conntrack, &tuple(*client)).is_some())
-    );
+    assert_eq!(flow(&loaded, 1).unwrap().hop, 1, "the newer one stays");
+    assert!([2, 3].iter().all(|client| flow(&loaded, *client).is_some()));
     programs.settle().unwrap();
     drop((programs, loaded));
 
@@ -516,7 +515,7 @@ fn an_upgrade_that_was_cut_short_goes_on() {
     old.pin(&next.join(CONNTRACK_MAP)).unwrap();
     fs::create_dir(maps::folder(&root.0).join(PREPARING)).unwrap();
     let (mut programs, loaded) = root.load();
-    assert_eq!(loaded.v4.conntrack.keys().count(), 3);
+    assert_eq!(loaded.v4.conntrack.open().unwrap().all().unwrap().len(), 3);
     programs.settle().unwrap();
     assert!(!next.exists() && !root.list("maps").contains(PREPARING));
 }

@@ -6,6 +6,7 @@ use super::{
     btf::Type,
     convert::{Conversion, Stamp},
     first,
+    flows::Flows,
     layout::{ARRAY, HASH, LPM_TRIE, LRU_HASH, Layout, PER_CPU_ARRAY},
 };
 use crate::sys::map::{RawMap, Update};
@@ -26,6 +27,8 @@ enum Way {
     Array(Conversion),
     /// The first ABI's slots.
     Slots,
+    /// Flows, to where the new table keeps them.
+    Flows(Box<Flows>),
 }
 
 enum Key {
@@ -115,9 +118,15 @@ impl Transfer {
         Ok(Self { old, new, way })
     }
 
+    /// Takes a table of flows, old and new.
+    pub fn of_flows(old: RawMap, new: RawMap, flows: Flows) -> Self {
+        let way = Way::Flows(Box::new(flows));
+        Self { old, new, way }
+    }
+
     /// Whether the programs write the map, so that it changes as long as old programs run.
     pub fn is_live(&self) -> bool {
-        self.new.info().kind == LRU_HASH
+        matches!(self.way, Way::Flows(_)) || self.new.info().kind == LRU_HASH
     }
 
     /// Copies every entry that was used since `since`, in nanoseconds of `CLOCK_MONOTONIC`, or does not say when it was.
@@ -155,6 +164,7 @@ impl Transfer {
                 }
                 Ok(())
             })?,
+            Way::Flows(flows) => moved = flows.copy(&self.old, since, BATCH)?,
             Way::Array(value) => moved = self.copy_array(|old| value.apply(old))?,
         }
         Ok(moved)

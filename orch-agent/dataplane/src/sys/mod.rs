@@ -2,6 +2,7 @@
 
 pub mod icmp;
 pub mod map;
+pub mod memory;
 pub mod packet;
 
 use std::{

@@ -144,6 +144,34 @@ impl Bench {
         self.run_segmented(at, bytes, 0)
     }
 
+    /// Runs the program over each packet of both lists, one list on a thread of its own; what became of each.
+    pub fn run_at_once(&mut self, at: At, lists: [Vec<Vec<u8>>; 2]) -> Vec<u32> {
+        let (name, ifindex) = at.program();
+        let Some(Program::SchedClassifier(program)) = self.programs.ebpf().program(name) else {
+            panic!("there is no program {name}")
+        };
+        let run = |list: Vec<Vec<u8>>| -> Vec<u32> {
+            let mut context = vec![0; 192];
+            context[40..44].copy_from_slice(&u32::to_ne_bytes(ifindex));
+            let one = |bytes: &Vec<u8>| {
+                let options = TestRunOptions {
+                    data_in: Some(bytes),
+                    ctx_in: Some(&context),
+                    ..TestRunOptions::new()
+                };
+                SchedClassifier::test_run(program, options).unwrap().return_value
+            };
+            list.iter().map(one).collect()
+        };
+        let [first, second] = lists;
+        std::thread::scope(|scope| {
+            let beside = scope.spawn(|| run(second));
+            let mut all = run(first);
+            all.extend(beside.join().unwrap());
+            all
+        })
+    }
+
     /// Runs the program over bytes that stand for segments of this size.
     pub fn run_segmented(&mut self, at: At, bytes: &[u8], segment: u32) -> (u32, Vec<u8>) {
         let (name, ifindex) = at.program();

@@ -207,3 +207,46 @@ fn flows_through_the_node_never_share_a_port() {
         }
     }
 }
+
+/// Two CPUs open flows in the same rows, of which some are the very same.
+#[test]
+fn flows_that_are_opened_at_once_are_all_remembered() {
+    const EACH: u16 = 4000;
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        let ask = |port| world.packet(UDP, (world.client, port), (world.node, 30_081));
+        // A quarter is in both.
+        let lists =
+            [1..=EACH, EACH - EACH / 4..=2 * EACH].map(|ports| ports.map(|port| ask(port).bytes()).collect());
+        let verdicts = bench.run_at_once(At::FromUplink, lists);
+        let refused = verdicts.iter().filter(|verdict| **verdict != REDIRECT).count();
+        // Two packets of one flow may meet; its next is the one that opens it.
+        assert!(refused < EACH as usize / 8, "{refused} of {}", verdicts.len());
+        let flows = bench.flows(world);
+        let known: std::collections::HashMap<_, _> = flows
+            .iter()
+            .map(|flow| (format!("{:?}", flow.key), flow))
+            .collect();
+        let mut sources = std::collections::HashSet::new();
+        let mut found = 0;
+        for port in 1..=2 * EACH {
+            let Some(there) = known.get(&format!("{:?}", Sides::of(&ask(port)))) else {
+                continue;
+            };
+            found += 1;
+            let becomes = there.becomes;
+            assert!(
+                sources.insert(format!("{becomes:?}")),
+                "two flows are {becomes:?}"
+            );
+            let answer = Sides {
+                protocol: becomes.protocol,
+                source: becomes.destination,
+                destination: becomes.source,
+            };
+            let back = known[&format!("{answer:?}")];
+            assert_eq!(back.becomes, Sides::of(&ask(port).answer()), "{}", world.name);
+        }
+        assert!(found + refused >= 2 * EACH as usize, "{found} and {refused}");
+    }
+}

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use orch_dataplane::maps::{FamilyMaps, MapAddress, entries};
+use orch_dataplane::maps::{FamilyMaps, MapAddress};
 use orch_ebpf::{
     Address,
-    conntrack::{CONNTRACK_MAP, Conntrack, Tuple},
+    conntrack::{Conntrack, Tuple},
 };
 
 use crate::{bench::Bench, packet::Packet, world::World};
@@ -50,7 +50,9 @@ fn flows<A: MapAddress>(maps: &FamilyMaps<A>) -> Vec<Flow> {
         source: (tuple.source.ip(), tuple.source_port),
         destination: (tuple.destination.ip(), tuple.destination_port),
     };
-    entries(CONNTRACK_MAP, &maps.conntrack)
+    maps.conntrack
+        .open()
+        .and_then(|flows| flows.all())
         .unwrap()
         .iter()
         .map(|(key, entry)| Flow {
@@ -103,7 +105,8 @@ impl Bench {
                 macs: flow.macs,
                 ticks: flow.ticks,
             };
-            maps.conntrack.insert(tuple::<A>(&flow.key), entry, 0).unwrap();
+            let flows = maps.conntrack.open().unwrap();
+            assert!(flows.insert(&tuple::<A>(&flow.key), &entry).unwrap());
         }
         match flow.key.source.0 {
             IpAddr::V4(_) => one(&mut self.maps.v4, flow),

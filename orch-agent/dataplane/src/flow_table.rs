@@ -1,0 +1,371 @@
+//! The table of flows from the agent's side: reading it, and taking entries out and in, in the memory that the programs
+//! work in. See [`orch_ebpf::flow_table`].
+
+use std::{
+    io,
+    mem::offset_of,
+    ops::Range,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use aya::maps::{Array, IterableMap as _, Map, MapData};
+use orch_ebpf::{
+    conntrack::{CONNTRACK_MAP, CONNTRACK_MAX, Conntrack, Tuple},
+    flow_table::{
+        HELD, Place, ROWS, ROWS_MAP, Row, SECRET_ROW, Slot, WAY_BITS, WAYS, is_crowded, least, slot, tagged,
+        units, until,
+    },
+};
+
+use crate::{DataplaneError, maps::MapAddress, sys::memory::Mapped};
+
+/// One family's table.
+pub struct FlowTable<A: MapAddress> {
+    rows: Array<MapData, Row>,
+    slots: Array<MapData, Slot<A>>,
+}
+
+impl<A: MapAddress> FlowTable<A> {
+    /// Takes both maps, and makes a table of them if they are new.
+    ///
+    /// # Errors
+    /// When their memory cannot be mapped.
+    pub fn new(rows: Array<MapData, Row>, slots: Array<MapData, Slot<A>>) -> Result<Self, DataplaneError> {
+        let table = Self { rows, slots };
+        match table.rows().and_then(|rows| prepare(&rows)) {
+            Ok(()) => Ok(table),
+            Err(source) => Err(DataplaneError::Syscall {
+                call: "map the table of flows".to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Opens the table that is pinned in a directory.
+    ///
+    /// # Errors
+    /// When it is not there or has another shape, or its memory cannot be mapped.
+    pub fn pinned(folder: &Path) -> Result<Self, DataplaneError> {
+        let open = |name| {
+            let name = format!("{name}{}", A::SUFFIX);
+            MapData::from_pin(folder.join(&name))
+                .and_then(Map::from_map_data)
+                .map_err(|source| (name, source))
+        };
+        let both = || {
+            let (rows, slots) = (open(ROWS_MAP)?, open(CONNTRACK_MAP)?);
+            let failed = |source| (format!("{CONNTRACK_MAP}{}", A::SUFFIX), source);
+            Ok((
+                rows.try_into().map_err(failed)?,
+                slots.try_into().map_err(failed)?,
+            ))
+        };
+        match both() {
+            Ok((rows, slots)) => Self::new(rows, slots),
+            Err((name, source)) => Err(DataplaneError::Pinned {
+                name,
+                source: Box::new(source),
+            }),
+        }
+    }
+
+    fn rows(&self) -> io::Result<Mapped<Row>> {
+        Mapped::of(self.rows.map(), ROWS + 1)
+    }
+
+    /// Maps the table's memory, to work in it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(&self) -> io::Result<Flows<A>> {
+        let rows = self.rows()?;
+        Ok(Flows {
+            secret: secret(&rows)?,
+            rows,
+            slots: Mapped::of(self.slots.map(), CONNTRACK_MAX)?,
+        })
+    }
+}
+
+fn secret(rows: &Mapped<Row>) -> io::Result<u64> {
+    let [low, high] = [0, 1].map(|way| tag(rows, SECRET_ROW, way).map(load));
+    Ok(u64::from(high?) << 32 | u64::from(low?))
+}
+
+/// Writes the numbers of the slots into new rows, and at last the secret: from then on programs use them.
+fn prepare(rows: &Mapped<Row>) -> io::Result<()> {
+    if secret(rows)? != 0 {
+        return Ok(());
+    }
+    for row in 0..ROWS as u32 {
+        for way in 0..WAYS as u32 {
+            time(rows, row, way)?.store(way, Ordering::Relaxed);
+        }
+    }
+    let [mut low, high]: [u32; 2] = rand::random();
+    low |= 1;
+    for (index, word) in [(1, high), (0, low)] {
+        tag(rows, SECRET_ROW, index)?.store(word, Ordering::SeqCst);
+    }
+    Ok(())
+}
+
+/// A slot's word of a row's tags.
+fn tag(rows: &Mapped<Row>, row: u32, word: u32) -> io::Result<&AtomicU32> {
+    let way = (word & WAY_BITS) as usize;
+    rows.word(row as usize, offset_of!(Row, tags) + 4 * way)
+}
+
+/// A slot's word of a row's times.
+fn time(rows: &Mapped<Row>, row: u32, word: u32) -> io::Result<&AtomicU32> {
+    let way = (word & WAY_BITS) as usize;
+    rows.word(row as usize, offset_of!(Row, until) + 4 * way)
+}
+
+fn load(word: &AtomicU32) -> u32 {
+    word.load(Ordering::SeqCst)
+}
+
+/// A table whose memory is mapped.
+pub struct Flows<A: MapAddress> {
+    rows: Mapped<Row>,
+    slots: Mapped<Slot<A>>,
+    secret: u64,
+}
+
+impl<A: MapAddress> Flows<A> {
+    /// Every flow of these rows. One that goes or comes meanwhile is there or not.
+    ///
+    /// # Errors
+    /// When there are no such rows.
+    pub fn of_rows(&self, rows: Range<u32>) -> io::Result<Vec<(Tuple<A>, Conntrack<A>)>> {
+        let mut all = Vec::new();
+        for row in rows {
+            for way in 0..WAYS as u32 {
+                let word = load(tag(&self.rows, row, way)?);
+                if let Some(Slot { tuple, entry }) = self.slot(row, word)? {
+                    all.push((tuple, entry));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Every flow.
+    ///
+    /// # Errors
+    /// As for [`Self::of_rows`].
+    pub fn all(&self) -> io::Result<Vec<(Tuple<A>, Conntrack<A>)>> {
+        self.of_rows(0..ROWS as u32)
+    }
+
+    /// What is in the slot with this tag, as long as it has it.
+    fn slot(&self, row: u32, word: u32) -> io::Result<Option<Slot<A>>> {
+        if word == 0 || word & HELD != 0 {
+            return Ok(None);
+        }
+        let slot = self.slots.read(slot(row, word) as usize, 0)?;
+        Ok((load(tag(&self.rows, row, word)?) == word).then_some(slot))
+    }
+
+    /// A copy of the tags and the times of a row.
+    fn head(&self, row: u32) -> io::Result<([u32; WAYS], [u32; WAYS])> {
+        let (mut tags, mut times) = ([0; WAYS], [0; WAYS]);
+        for (way, (tag_word, time_word)) in (0..).zip(tags.iter_mut().zip(&mut times)) {
+            *tag_word = load(tag(&self.rows, row, way)?);
+            *time_word = load(time(&self.rows, row, way)?);
+        }
+        Ok((tags, times))
+    }
+
+    /// The row and the tag of a flow's slot, and what is in it.
+    fn find(&self, tuple: &Tuple<A>) -> io::Result<Option<(u32, u32, Conntrack<A>)>> {
+        let place = Place::of(tuple, self.secret);
+        for row in [place.first(), place.second()] {
+            let word = tagged(&self.head(row)?.0, place.tag());
+            if let Some(found) = self.slot(row, word)?.filter(|found| found.tuple == *tuple) {
+                return Ok(Some((row, word, found.entry)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is known of a flow.
+    ///
+    /// # Errors
+    /// Never, as long as the table has the size that it says.
+    pub fn get(&self, tuple: &Tuple<A>) -> io::Result<Option<Conntrack<A>>> {
+        Ok(self.find(tuple)?.map(|(_, _, entry)| entry))
+    }
+
+    /// Forgets a flow; whether it was there.
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub fn remove(&self, tuple: &Tuple<A>) -> io::Result<bool> {
+        let Some((row, word, _)) = self.find(tuple)? else {
+            return Ok(false);
+        };
+        // The time first: whoever takes the slot from then on writes one of its own.
+        time(&self.rows, row, word)?.store(word & WAY_BITS, Ordering::SeqCst);
+        Ok(tag(&self.rows, row, word)?
+            .compare_exchange(word, 0, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok())
+    }
+
+    /// The row and a word of the slot that a flow is to be written to, which is not in the table; `None` where its tag is
+    /// another's in both rows.
+    fn room(&self, tuple: &Tuple<A>, entry: &Conntrack<A>) -> io::Result<Option<(u32, u32)>> {
+        let place = Place::of(tuple, self.secret);
+        let (first, second) = (place.first(), place.second());
+        let ((tags, times), (other_tags, other_times)) = (self.head(first)?, self.head(second)?);
+        let collides = tagged(&tags, place.tag()) != 0;
+        let (home, other) = (least(&times), least(&other_times));
+        let crowded = is_crowded(home, units(entry.last_seen));
+        if tagged(&other_tags, place.tag()) == 0 && (collides || crowded && other < home) {
+            let spilled = self.rows.word(first as usize, offset_of!(Row, spilled))?;
+            spilled.store(1, Ordering::SeqCst);
+            return Ok(Some((second, other)));
+        }
+        Ok((!collides).then_some((first, home)))
+    }
+
+    /// Takes down a flow as the programs do, in place of what has the same tuple or of what is worth least in its rows;
+    /// whether it could: not while somebody writes the same slot.
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub fn insert(&self, tuple: &Tuple<A>, entry: &Conntrack<A>) -> io::Result<bool> {
+        let room = match self.find(tuple)? {
+            Some((row, word, _)) => Some((row, word)),
+            None => self.room(tuple, entry)?,
+        };
+        let Some((row, word)) = room else {
+            return Ok(false);
+        };
+        let (tag, way) = (tag(&self.rows, row, word)?, word & WAY_BITS);
+        let found = load(tag);
+        if found & HELD != 0 {
+            return Ok(false);
+        }
+        let kept = until(entry.last_seen, tuple.protocol, entry.seen, way);
+        time(&self.rows, row, way)?.store(kept, Ordering::SeqCst);
+        let held = Place::of(tuple, self.secret).tag() | HELD | way;
+        if tag
+            .compare_exchange(found, held, Ordering::SeqCst, Ordering::SeqCst)
+            .is_err()
+        {
+            return Ok(false);
+        }
+        let value = Slot {
+            tuple: *tuple,
+            entry: *entry,
+        };
+        self.slots.write(slot(row, way) as usize, 0, value)?;
+        tag.store(held & !HELD, Ordering::SeqCst);
+        Ok(true)
+    }
+}
+
+const _: () = assert!(WAYS <= WAY_BITS as usize);
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, path::PathBuf};
+
+    use orch_ebpf::{
+        Address4, PROTOCOL_TCP,
+        conntrack::{KIND_SERVICE, SEEN_SYN, SEEN_TRAFFIC},
+    };
+
+    use super::*;
+    use crate::load;
+
+    /// A table that no other test has.
+    struct Root(PathBuf);
+
+    impl Root {
+        fn new(name: &str) -> Self {
+            Self(format!("/sys/fs/bpf/orch-flows-{name}-{}", std::process::id()).into())
+        }
+
+        fn flows(&self) -> Flows<Address4> {
+            let (_, maps) = load::load(&self.0).unwrap();
+            maps.v4.conntrack.open().unwrap()
+        }
+    }
+
+    impl Drop for Root {
+        fn drop(&mut self) {
+            let _ = crate::remove_pins(&self.0);
+        }
+    }
+
+    const NOW: u64 = 1_000_000_000_000;
+
+    /// The n-th of many flows, as a program that sends from everywhere would make them.
+    fn tuple(number: u32) -> Tuple<Address4> {
+        Tuple {
+            source: (0x0a00_0000 + number / 50_000).to_be_bytes(),
+            destination: [192, 0, 2, 1],
+            source_port: 1024 + (number % 50_000) as u16,
+            destination_port: 80,
+            protocol: PROTOCOL_TCP,
+            _pad: [0; 3],
+        }
+    }
+
+    fn entry(last_seen: u64, seen: u8) -> Conntrack<Address4> {
+        Conntrack {
+            last_seen,
+            seen,
+            kind: KIND_SERVICE,
+            ..Conntrack::default()
+        }
+    }
+
+    #[test]
+    fn what_is_put_in_is_found_until_it_is_taken_out() {
+        let root = Root::new("found");
+        let flows = root.flows();
+        let all: Vec<_> = (0..20_000).map(tuple).collect();
+        for (number, tuple) in (0..).zip(&all) {
+            let known = Conntrack {
+                backend: number,
+                ..entry(NOW, SEEN_SYN)
+            };
+            assert!(flows.insert(tuple, &known).unwrap());
+        }
+        assert_eq!(flows.get(&all[7]).unwrap().unwrap().backend, 7);
+        assert!(flows.insert(&all[7], &entry(NOW, SEEN_TRAFFIC)).unwrap(), "again");
+        assert_eq!(flows.get(&all[7]).unwrap().unwrap().seen, SEEN_TRAFFIC);
+        let found: HashSet<_> = flows.all().unwrap().into_iter().map(|(tuple, _)| tuple).collect();
+        assert_eq!(found, all.iter().copied().collect());
+        assert!(flows.remove(&all[7]).unwrap() && !flows.remove(&all[7]).unwrap());
+        assert_eq!(flows.get(&all[7]).unwrap(), None);
+        assert_eq!(flows.all().unwrap().len(), all.len() - 1);
+        // Who opens it beside sees the same.
+        let beside = FlowTable::<Address4>::pinned(&crate::maps::folder(&root.0)).unwrap();
+        assert!(beside.open().unwrap().get(&all[8]).unwrap().is_some());
+    }
+
+    #[test]
+    fn connections_outlive_a_flood() {
+        let root = Root::new("flood");
+        let flows = root.flows();
+        let connections = (CONNTRACK_MAX / 2) as u32;
+        for number in 0..connections {
+            assert!(flows.insert(&tuple(number), &entry(NOW, SEEN_TRAFFIC)).unwrap());
+        }
+        // As many again as the table holds, of which none is answered.
+        for number in 0..CONNTRACK_MAX as u32 {
+            let asked = entry(NOW + 10_000_000_000, SEEN_SYN);
+            assert!(flows.insert(&tuple(connections + number), &asked).unwrap());
+        }
+        let lost = (0..connections)
+            .filter(|number| flows.get(&tuple(*number)).unwrap().is_none())
+            .count();
+        assert_eq!(lost, 0, "of {connections}");
+    }
+}

@@ -1,0 +1,177 @@
+//! A table of flows' way to its new layout: of the hash that it once was, or of a table of other slots.
+
+use std::{collections::HashSet, io, path::Path};
+
+use orch_ebpf::{
+    Address as _, Address4, Address6,
+    conntrack::{Conntrack, Tuple},
+    flow_table::{HELD, Row, SECRET_ROW, slot},
+};
+
+use super::{
+    btf::Type,
+    convert::{Conversion, Stamp},
+    layout::{ARRAY, LRU_HASH, Layout},
+    transfer::Moved,
+};
+use crate::{
+    DataplaneError,
+    flow_table::{self, FlowTable},
+    maps::MapAddress,
+    sys::{map::RawMap, memory::read},
+};
+
+/// The new table, of either family.
+enum New {
+    V4(FlowTable<Address4>),
+    V6(FlowTable<Address6>),
+}
+
+/// Where the tuple and the rest of a flow stand in what is read of the old map.
+struct Parts {
+    tuple: Conversion,
+    entry: Conversion,
+    /// Where entries say when they were last used, in the old layout.
+    stamp: Stamp,
+    /// Offsets of the tuple and of the entry in a slot; `None` where keys are tuples and values are entries.
+    slots: Option<(usize, usize)>,
+}
+
+fn member<'a>(of: &'a Type, name: &str) -> Option<(&'a Type, usize)> {
+    of.member(name).map(|member| (&member.of, member.offset))
+}
+
+impl Parts {
+    fn of(old: &Layout, new: &Layout) -> Result<Self, String> {
+        let (Some((old_key, old_value)), Some((_, new_value))) = (&old.types, &new.types) else {
+            return Err("nothing says what is in it".to_owned());
+        };
+        let both = |value| member(value, "tuple").zip(member(value, "entry"));
+        let Some(((new_tuple, _), (new_entry, _))) = both(new_value) else {
+            return Err("the new one is no table of flows".to_owned());
+        };
+        let (old_tuple, old_entry, slots) = match (old.kind, both(old_value)) {
+            (LRU_HASH, _) => (old_key, old_value, None),
+            (ARRAY, Some(((tuple, tuple_at), (entry, entry_at)))) => {
+                (tuple, entry, Some((tuple_at, entry_at)))
+            }
+            _ => return Err("it is another kind of map".to_owned()),
+        };
+        Ok(Self {
+            tuple: Conversion::of_keys(old_tuple, new_tuple).map_err(|error| format!("tuple: {error}"))?,
+            entry: Conversion::of_values(old_entry, new_entry).map_err(|error| format!("entry: {error}"))?,
+            stamp: Stamp::of(old_entry).ok_or("its flows do not say when they were used")?,
+            slots,
+        })
+    }
+}
+
+/// Whether there is a way between two layouts of the table.
+///
+/// # Errors
+/// Why there is none, in words.
+pub fn check(old: &Layout, new: &Layout) -> Result<(), String> {
+    Parts::of(old, new).map(drop)
+}
+
+/// How flows get into a new table.
+pub struct Flows {
+    parts: Parts,
+    /// What says which slots of an old table are in use.
+    rows: Option<RawMap>,
+    new: New,
+}
+
+impl Flows {
+    /// A way into the table of the family of this suffix under `folder`.
+    ///
+    /// # Errors
+    /// Why there is none, in words.
+    pub fn new(
+        layouts: (&Layout, &Layout),
+        rows: Option<RawMap>,
+        folder: &Path,
+        suffix: &str,
+    ) -> Result<Self, String> {
+        let parts = Parts::of(layouts.0, layouts.1)?;
+        if parts.slots.is_some() != rows.is_some() {
+            return Err("nothing says which of its slots are in use".to_owned());
+        }
+        let failed = |error: DataplaneError| error.to_string();
+        let new = match suffix {
+            Address4::SUFFIX => New::V4(FlowTable::pinned(folder).map_err(failed)?),
+            _ => New::V6(FlowTable::pinned(folder).map_err(failed)?),
+        };
+        Ok(Self { parts, rows, new })
+    }
+
+    /// Copies every flow that was used since `since`, in nanoseconds of `CLOCK_MONOTONIC`. One that is there already stays
+    /// unless the old one was used later.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn copy(&self, old: &RawMap, since: u64, batch: usize) -> io::Result<Moved> {
+        match &self.new {
+            New::V4(table) => self.copy_to(&table.open()?, old, since, batch),
+            New::V6(table) => self.copy_to(&table.open()?, old, since, batch),
+        }
+    }
+
+    fn copy_to<A: MapAddress>(
+        &self,
+        new: &flow_table::Flows<A>,
+        old: &RawMap,
+        since: u64,
+        batch: usize,
+    ) -> io::Result<Moved> {
+        let used = self.rows.as_ref().map(|rows| used(rows, batch)).transpose()?;
+        let mut moved = Moved::default();
+        old.for_each(batch, |key, value| {
+            let (tuple, entry) = match (self.parts.slots, &used) {
+                (Some((tuple, entry)), Some(used)) => {
+                    if !read::<u32>(key).is_some_and(|slot| used.contains(&slot)) {
+                        return Ok(());
+                    }
+                    let part = |offset| value.get(offset..).unwrap_or_default();
+                    (part(tuple), part(entry))
+                }
+                _ => (key, value),
+            };
+            let at = self.parts.stamp.read(entry);
+            if at < since {
+                return Ok(());
+            }
+            let converted = self.parts.tuple.apply(tuple).zip(self.parts.entry.apply(entry));
+            let flow = converted
+                .and_then(|(tuple, entry)| read::<Tuple<A>>(&tuple).zip(read::<Conntrack<A>>(&entry)));
+            let Some((tuple, entry)) = flow else {
+                moved.lost += 1;
+                return Ok(());
+            };
+            if new.get(&tuple)?.is_some_and(|found| found.last_seen >= at) {
+                return Ok(());
+            }
+            if new.insert(&tuple, &entry)? {
+                moved.written += 1;
+            } else {
+                moved.lost += 1;
+            }
+            Ok(())
+        })?;
+        Ok(moved)
+    }
+}
+
+/// Which slots of a table are in use.
+fn used(rows: &RawMap, batch: usize) -> io::Result<HashSet<u32>> {
+    let mut used = HashSet::new();
+    rows.for_each(batch, |key, value| {
+        let (number, row) = (read::<u32>(key), read::<Row>(value));
+        if let Some((number, row)) = number.zip(row).filter(|(number, _)| *number != SECRET_ROW) {
+            let words = row.tags.into_iter().filter(|word| *word != 0 && word & HELD == 0);
+            used.extend(words.map(|word| slot(number, word)));
+        }
+        Ok(())
+    })?;
+    Ok(used)
+}

@@ -1,0 +1,304 @@
+//! Finding a flow's slot, and taking one.
+
+use core::{arch::asm, mem::MaybeUninit};
+
+use super::{family::Family, words};
+use crate::{
+    conntrack::{Conntrack, Tuple},
+    flow_table::{
+        HELD, Place, Row, SECRET_ROW, Slot, TAG_BITS, WAY_BITS, is_crowded, last_tagged, least, load, slot,
+        tagged, units, until,
+    },
+};
+
+/// Not zero where a CPU makes what it writes visible in order (x86), so that a word behind others needs no more than to be
+/// written. The agent sets it.
+#[unsafe(no_mangle)]
+static ORCH_ORDERED: u64 = 0;
+
+/// A slot that is being written: nobody finds what is in it.
+#[derive(Clone, Copy)]
+pub struct Held {
+    row: u32,
+    /// What the slot's tag says meanwhile.
+    word: u32,
+}
+
+/// A flow's slot, and what its row says of it.
+struct Found<A: 'static> {
+    time: &'static u32,
+    /// The slot's tag as it was read.
+    word: u32,
+    slot: &'static mut Slot<A>,
+}
+
+/// Writes a word of a row.
+#[inline(always)]
+fn store(word: &u32, value: u32) {
+    // SAFETY: memory of a map, which CPUs share; a whole word is written at once.
+    unsafe { (&raw const *word).cast_mut().write_volatile(value) };
+}
+
+/// Writes a word of a row if it is what it was, in one step that all CPUs see in the same order; what it was.
+#[inline(always)]
+fn swap_if(word: &u32, old: u32, new: u32) -> u32 {
+    let found: u64;
+    // SAFETY: as in `store`. The compiler has no such operation for this target; the kernel has since 5.12.
+    unsafe {
+        asm!(
+            "w0 = cmpxchg32_32(r1 + 0, w0, w2)",
+            in("r1") &raw const *word,
+            in("r2") u64::from(new),
+            inlateout("r0") u64::from(old) => found,
+            options(nostack),
+        );
+    }
+    found as u32
+}
+
+/// Writes a word of a row after all that was written before, as all CPUs see it.
+#[inline(always)]
+fn publish(word: &u32, new: u32) {
+    // SAFETY: a constant that the agent may have set before the program was loaded.
+    if unsafe { core::ptr::read_volatile(&raw const ORCH_ORDERED) } != 0 {
+        // To wait for the slot, as an operation on memory that is shared does, would take longer than all the rest.
+        return store(word, new);
+    }
+    // SAFETY: as in `swap_if`.
+    unsafe {
+        asm!(
+            "w2 = xchg32_32(r1 + 0, w2)",
+            in("r1") &raw const *word,
+            inlateout("r2") u64::from(new) => _,
+            options(nostack),
+        );
+    }
+}
+
+#[inline(always)]
+fn row_of<A: Family>(number: u32) -> Option<&'static Row> {
+    A::rows().get(number)
+}
+
+#[inline(always)]
+fn slot_of<A: Family>(number: u32) -> Option<&'static mut Slot<A>> {
+    let slot = A::conntrack().get_ptr_mut(number)?;
+    // SAFETY: the pointer is to an element of an array. What is in it changes as `crate::flow_table` says; a racing writer on
+    // another CPU can at worst take the slot of a flow that has nothing to say any more.
+    Some(unsafe { &mut *slot })
+}
+
+/// Where the tuple's slot may be; `None` while there is no table.
+#[inline(always)]
+fn place<A: Family>(tuple: &Tuple<A>) -> Option<Place> {
+    let [low, high, ..] = row_of::<A>(SECRET_ROW)?.tags;
+    let secret = u64::from(high) << 32 | u64::from(low);
+    if secret == 0 {
+        return None;
+    }
+    // A longer tuple would take the stack that all that is called needs.
+    Some(if A::BITS == 128 {
+        place_apart(tuple, secret)
+    } else {
+        Place::of(tuple, secret)
+    })
+}
+
+#[inline(never)]
+fn place_apart<A: Family>(tuple: &Tuple<A>, secret: u64) -> Place {
+    Place::of(tuple, secret)
+}
+
+/// Whether both are the same tuple, word by word and without a branch for each.
+#[inline(always)]
+fn same<A: Family>(one: &Tuple<A>, other: &Tuple<A>) -> bool {
+    if A::BITS == 128 {
+        same_apart(one, other)
+    } else {
+        is_same(one, other)
+    }
+}
+
+#[inline(never)]
+fn same_apart<A: Family>(one: &Tuple<A>, other: &Tuple<A>) -> bool {
+    is_same(one, other)
+}
+
+#[inline(always)]
+fn is_same<A: Family>(one: &Tuple<A>, other: &Tuple<A>) -> bool {
+    let (one, other) = ((&raw const *one).cast::<u32>(), (&raw const *other).cast::<u32>());
+    // A sum, since a compiler would make branches of bits.
+    let mut difference = 0;
+    for index in 0..size_of::<Tuple<A>>() / 4 {
+        // SAFETY: within the tuples, which are on boundaries of four.
+        difference += u64::from(unsafe { *one.add(index) ^ *other.add(index) });
+    }
+    difference == 0
+}
+
+/// The tuple's slot in one of its rows.
+#[inline(always)]
+fn search<A: Family>(tuple: &Tuple<A>, number: u32, tag: u32) -> Option<Found<A>> {
+    let row = row_of::<A>(number)?;
+    let word = tagged(&row.tags, tag);
+    if word & TAG_BITS == 0 || word & HELD != 0 {
+        return None;
+    }
+    let time = row.until.get((word & WAY_BITS) as usize)?;
+    let slot = slot_of::<A>(slot(number, word))?;
+    same(&slot.tuple, tuple).then_some(Found { time, word, slot })
+}
+
+/// The entry of a flow.
+#[inline(always)]
+pub fn find<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Conntrack<A>> {
+    let place = place(tuple)?;
+    if let Some(found) = search(tuple, place.first(), place.tag()) {
+        return Some(&mut found.slot.entry);
+    }
+    if row_of::<A>(place.first())?.spilled == 0 {
+        return None;
+    }
+    find_beside(tuple, place.second(), place.tag())
+}
+
+/// The entry of a flow that is in its second row.
+#[inline(never)]
+fn find_beside<A: Family>(tuple: &Tuple<A>, second: u32, tag: u32) -> Option<&'static mut Conntrack<A>> {
+    search(tuple, second, tag).map(|found| &mut found.slot.entry)
+}
+
+/// Says how long a flow is worth keeping, of which something new is known.
+#[inline(never)]
+pub fn keep<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>) {
+    let Some(place) = place(tuple) else {
+        return;
+    };
+    for number in [place.first(), place.second()] {
+        if let Some(Found { time, word, .. }) = search(tuple, number, place.tag()) {
+            return store(time, until(entry.last_seen, tuple.protocol, entry.seen, word));
+        }
+    }
+}
+
+/// Takes down a flow, in place of what has the same tuple or of what is worth least, and says whether it could: not while
+/// another CPU writes the same slot.
+#[inline(never)]
+pub fn insert<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>) -> bool {
+    let held = take(tuple, entry, false);
+    held.is_some_and(|held| write(&held, tuple, entry).is_some())
+}
+
+/// Takes the slot for a flow, as [`insert`] does, to be [`fill`]ed or [`release`]d; not while another CPU takes one for the
+/// same flow.
+#[inline(always)]
+pub fn hold<'a, A: Family>(
+    tuple: &Tuple<A>,
+    entry: &Conntrack<A>,
+    held: &'a mut MaybeUninit<Held>,
+) -> Option<&'a Held> {
+    // SAFETY: then it has been written.
+    hold_in(tuple, entry, held).then(|| unsafe { held.assume_init_ref() })
+}
+
+/// As [`hold`]: the verifier lets no function return a place on its caller's stack.
+#[inline(never)]
+fn hold_in<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>, held: &mut MaybeUninit<Held>) -> bool {
+    match take(tuple, entry, true) {
+        Some(taken) => {
+            held.write(taken);
+            true
+        }
+        None => false,
+    }
+}
+
+/// Writes what a slot that is held is for.
+#[inline(never)]
+pub fn fill<A: Family>(held: &Held, tuple: &Tuple<A>, entry: &Conntrack<A>) {
+    write(held, tuple, entry);
+}
+
+/// Leaves a slot that is held empty.
+#[inline(always)]
+pub fn release<A: Family>(held: &Held) {
+    say::<A>(held, 0);
+}
+
+/// Writes the tag of a slot that is held.
+#[inline(always)]
+fn say<A: Family>(held: &Held, word: u32) {
+    if let Some(row) = row_of::<A>(held.row)
+        && let Some(tag) = row.tags.get((held.word & WAY_BITS) as usize)
+    {
+        publish(tag, word);
+    }
+}
+
+#[inline(always)]
+fn take<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>, alone: bool) -> Option<Held> {
+    let place = place(tuple)?;
+    let now = units(entry.last_seen);
+    let mut number = place.first();
+    let mut row = row_of::<A>(number)?;
+    let mut way = tagged(&row.tags, place.tag());
+    let collides = way != 0;
+    if !collides || !same(&slot_of::<A>(slot(number, way))?.tuple, tuple) {
+        way = least(&row.until);
+        let crowded = is_crowded(way, now);
+        if collides || crowded || row.spilled != 0 {
+            let second = place.second();
+            let other = row_of::<A>(second)?;
+            let there = tagged(&other.tags, place.tag());
+            let less = least(&other.until);
+            if there != 0 && same(&slot_of::<A>(slot(second, there))?.tuple, tuple) {
+                (number, row, way) = (second, other, there);
+            } else if there == 0 && (collides || crowded && less < way) {
+                // To be seen before the flow is.
+                store(&row.spilled, 1);
+                (number, row, way) = (second, other, less);
+            } else if collides {
+                // Twice the same of some 27 bits: the next port is another flow.
+                return None;
+            }
+        }
+    }
+    let index = (way & WAY_BITS) as usize;
+    let (tag, time) = (row.tags.get(index)?, row.until.get(index)?);
+    let found = load(tag);
+    if found & HELD != 0 && load(time) >> 4 > now {
+        return None;
+    }
+    // First, so that nobody takes what is held for what somebody left so.
+    store(time, until(entry.last_seen, tuple.protocol, entry.seen, way));
+    let word = place.tag() | HELD | way & WAY_BITS;
+    if swap_if(tag, found, word) != found {
+        return None;
+    }
+    // The first from either end is the only one.
+    if alone && (tagged(&row.tags, place.tag()) != word || last_tagged(&row.tags, place.tag()) != word) {
+        publish(tag, 0);
+        return None;
+    }
+    Some(Held { row: number, word })
+}
+
+#[inline(always)]
+fn write<A: Family>(held: &Held, tuple: &Tuple<A>, entry: &Conntrack<A>) -> Option<()> {
+    let slot = slot_of::<A>(slot(held.row, held.word))?;
+    // SAFETY: both are words on a boundary of four, and nobody else writes a slot that is held.
+    unsafe {
+        words::copy(
+            (&raw const *tuple).cast(),
+            (&raw mut slot.tuple).cast(),
+            size_of::<Tuple<A>>() / 4,
+        );
+        words::copy(
+            (&raw const *entry).cast(),
+            (&raw mut slot.entry).cast(),
+            size_of::<Conntrack<A>>() / 4,
+        );
+    }
+    say::<A>(held, held.word & !HELD);
+    Some(())
+}
