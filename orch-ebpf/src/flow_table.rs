@@ -3,8 +3,8 @@
 //! A hash of the tuple names two rows of [`WAYS`] slots each, and what a search has to compare of a row is one cache line of
 //! tags. All rows together are a megabyte or two, which a CPU keeps near; so what a new flow waits for is not memory, as with
 //! the kernel's hash that forgets what was not used for longest: its slot, which is far, is only written. A new flow takes
-//! whichever slot of its first row is free or is worth least. Only when all of these are worth keeping does it go to its second
-//! row, and the first says so from then on.
+//! whichever slot of its first row is free or is worth least. Only when few of these are free, or all are worth keeping, may it
+//! go to its second row, and the first says so from then on.
 //!
 //! A slot belongs to whoever swaps its tag for one that is [`HELD`], and can be found once the tag is whole. Programs do
 //! that on all CPUs at once, and the agent beside them, in the same memory.
@@ -32,7 +32,7 @@ pub const WAY_BITS: u32 = 0xf;
 pub const HELD: u32 = 0x10;
 /// The bits of [`Row::tags`] that are the hash's.
 pub const TAG_BITS: u32 = !(HELD | WAY_BITS);
-/// One more than a hash may come to: a tag that is zero says "free".
+/// Set in every tag: one that is zero says "free".
 const TAG_USED: u32 = HELD << 1;
 
 /// A slot: a flow as it is seen in a packet, and what is known of it.

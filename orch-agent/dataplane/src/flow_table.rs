@@ -5,16 +5,15 @@ use std::{
     io,
     mem::offset_of,
     ops::Range,
-    path::Path,
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use aya::maps::{Array, IterableMap as _, Map, MapData};
+use aya::maps::{Array, IterableMap as _, MapData};
 use orch_ebpf::{
-    conntrack::{CONNTRACK_MAP, CONNTRACK_MAX, Conntrack, Tuple},
+    conntrack::{CONNTRACK_MAX, Conntrack, Tuple},
     flow_table::{
-        HELD, Place, ROWS, ROWS_MAP, Row, SECRET_ROW, Slot, WAY_BITS, WAYS, is_crowded, least, slot, tagged,
-        units, until,
+        HELD, Place, ROWS, Row, SECRET_ROW, Slot, WAY_BITS, WAYS, is_crowded, least, slot, tagged, units,
+        until,
     },
 };
 
@@ -38,34 +37,6 @@ impl<A: MapAddress> FlowTable<A> {
             Err(source) => Err(DataplaneError::Syscall {
                 call: "map the table of flows".to_owned(),
                 source,
-            }),
-        }
-    }
-
-    /// Opens the table that is pinned in a directory.
-    ///
-    /// # Errors
-    /// When it is not there or has another shape, or its memory cannot be mapped.
-    pub fn pinned(folder: &Path) -> Result<Self, DataplaneError> {
-        let open = |name| {
-            let name = format!("{name}{}", A::SUFFIX);
-            MapData::from_pin(folder.join(&name))
-                .and_then(Map::from_map_data)
-                .map_err(|source| (name, source))
-        };
-        let both = || {
-            let (rows, slots) = (open(ROWS_MAP)?, open(CONNTRACK_MAP)?);
-            let failed = |source| (format!("{CONNTRACK_MAP}{}", A::SUFFIX), source);
-            Ok((
-                rows.try_into().map_err(failed)?,
-                slots.try_into().map_err(failed)?,
-            ))
-        };
-        match both() {
-            Ok((rows, slots)) => Self::new(rows, slots),
-            Err((name, source)) => Err(DataplaneError::Pinned {
-                name,
-                source: Box::new(source),
             }),
         }
     }
@@ -280,7 +251,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::load;
+    use crate::{load, maps};
 
     /// A table that no other test has.
     struct Root(PathBuf);
@@ -346,7 +317,7 @@ mod tests {
         assert_eq!(flows.get(&all[7]).unwrap(), None);
         assert_eq!(flows.all().unwrap().len(), all.len() - 1);
         // Who opens it beside sees the same.
-        let beside = FlowTable::<Address4>::pinned(&crate::maps::folder(&root.0)).unwrap();
+        let beside = maps::pinned_flows::<Address4>(&maps::folder(&root.0)).unwrap();
         assert!(beside.open().unwrap().get(&all[8]).unwrap().is_some());
     }
 

@@ -173,6 +173,33 @@ pub fn streams<A: MapAddress>(
     Ok(all)
 }
 
+/// Opens a pinned map.
+fn pinned(folder: &Path, name: &str) -> Result<Map, DataplaneError> {
+    MapData::from_pin(folder.join(name))
+        .and_then(Map::from_map_data)
+        .map_err(|source| DataplaneError::Pinned {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })
+}
+
+/// Opens the table of flows that is pinned in a directory.
+///
+/// # Errors
+/// When it is not there or has another shape, or its memory cannot be mapped.
+pub fn pinned_flows<A: MapAddress>(folder: &Path) -> Result<FlowTable<A>, DataplaneError> {
+    flows(&mut |name| pinned(folder, name))
+}
+
+fn flows<A: MapAddress>(
+    find: &mut impl FnMut(&str) -> Result<Map, DataplaneError>,
+) -> Result<FlowTable<A>, DataplaneError> {
+    FlowTable::new(
+        open(ROWS_MAP, A::SUFFIX, find)?,
+        open(CONNTRACK_MAP, A::SUFFIX, find)?,
+    )
+}
+
 fn open<T>(
     name: &'static str,
     suffix: &str,
@@ -197,10 +224,7 @@ impl<A: MapAddress> FamilyMaps<A> {
             streams: open(STREAMS_MAP, A::SUFFIX, find)?,
             sockets: open(SOCKETS_MAP, A::SUFFIX, find)?,
             endpoints: open(ENDPOINTS_MAP, A::SUFFIX, find)?,
-            conntrack: FlowTable::new(
-                open(ROWS_MAP, A::SUFFIX, find)?,
-                open(CONNTRACK_MAP, A::SUFFIX, find)?,
-            )?,
+            conntrack: flows(find)?,
             identities: open(IDENTITIES_MAP, A::SUFFIX, find)?,
         })
     }
@@ -248,14 +272,8 @@ impl Maps {
     /// # Errors
     /// When one is not there or has another shape.
     pub fn pinned(bpf_root: &Path) -> Result<Self, DataplaneError> {
-        Self::collect(|name| {
-            MapData::from_pin(folder(bpf_root).join(name))
-                .and_then(Map::from_map_data)
-                .map_err(|source| DataplaneError::Pinned {
-                    name: name.to_owned(),
-                    source: Box::new(source),
-                })
-        })
+        let folder = folder(bpf_root);
+        Self::collect(|name| pinned(&folder, name))
     }
 
     fn collect(mut find: impl FnMut(&str) -> Result<Map, DataplaneError>) -> Result<Self, DataplaneError> {

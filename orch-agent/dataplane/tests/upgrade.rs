@@ -24,7 +24,7 @@ use aya::{
         tc::{SchedClassifierLink, TcHandle},
     },
 };
-use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, flow_table::FlowTable, inspect, maps};
+use orch_dataplane::{Dataplane, DataplaneConfig, PodAttachment, inspect, maps};
 use orch_ebpf::{Address4, conntrack::CONNTRACK_MAX};
 use serde_json::json;
 use support::{Fake, Namespace, Settings};
@@ -105,7 +105,7 @@ fn interface_like(start: &str) -> String {
 }
 
 fn flows(root: &Path) -> usize {
-    let table = FlowTable::<Address4>::pinned(&maps::folder(root)).unwrap();
+    let table = maps::pinned_flows::<Address4>(&maps::folder(root)).unwrap();
     table.open().unwrap().all().unwrap().len()
 }
 

@@ -258,7 +258,7 @@ fn take<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>, alone: bool) -> Optio
                 store(&row.spilled, 1);
                 (number, row, way) = (second, other, less);
             } else if collides {
-                // Twice the same of some 27 bits: the next port is another flow.
+                // Twice the same of 26 bits: the next port is another flow.
                 return None;
             }
         }

@@ -8,7 +8,6 @@ use orch_ebpf::conntrack::{
 use super::{Pins, Table, both, flags, seconds_since, socket, table::row};
 use crate::{
     DataplaneError,
-    flow_table::FlowTable,
     maps::{self, MapAddress},
     monitor::protocol,
 };
@@ -37,7 +36,7 @@ fn flow<A: MapAddress>(tuple: &Tuple<A>) -> String {
 }
 
 fn conntrack_of<A: MapAddress>(pins: &Pins<'_>, table: &mut Table) -> Result<(), DataplaneError> {
-    let read = FlowTable::<A>::pinned(&maps::folder(pins.0))?
+    let read = maps::pinned_flows::<A>(&maps::folder(pins.0))?
         .open()
         .and_then(|flows| flows.all());
     let mut all = read.map_err(|source| DataplaneError::Syscall {

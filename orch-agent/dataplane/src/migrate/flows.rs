@@ -15,16 +15,15 @@ use super::{
     transfer::Moved,
 };
 use crate::{
-    DataplaneError,
-    flow_table::{self, FlowTable},
-    maps::MapAddress,
+    flow_table,
+    maps::{self, MapAddress},
     sys::{map::RawMap, memory::read},
 };
 
 /// The new table, of either family.
 enum New {
-    V4(FlowTable<Address4>),
-    V6(FlowTable<Address6>),
+    V4(flow_table::Flows<Address4>),
+    V6(flow_table::Flows<Address6>),
 }
 
 /// Where the tuple and the rest of a flow stand in what is read of the old map.
@@ -97,10 +96,9 @@ impl Flows {
         if parts.slots.is_some() != rows.is_some() {
             return Err("nothing says which of its slots are in use".to_owned());
         }
-        let failed = |error: DataplaneError| error.to_string();
         let new = match suffix {
-            Address4::SUFFIX => New::V4(FlowTable::pinned(folder).map_err(failed)?),
-            _ => New::V6(FlowTable::pinned(folder).map_err(failed)?),
+            Address4::SUFFIX => New::V4(opened(folder)?),
+            _ => New::V6(opened(folder)?),
         };
         Ok(Self { parts, rows, new })
     }
@@ -112,8 +110,8 @@ impl Flows {
     /// The kernel's.
     pub fn copy(&self, old: &RawMap, since: u64, batch: usize) -> io::Result<Moved> {
         match &self.new {
-            New::V4(table) => self.copy_to(&table.open()?, old, since, batch),
-            New::V6(table) => self.copy_to(&table.open()?, old, since, batch),
+            New::V4(flows) => self.copy_to(flows, old, since, batch),
+            New::V6(flows) => self.copy_to(flows, old, since, batch),
         }
     }
 
@@ -160,6 +158,12 @@ impl Flows {
         })?;
         Ok(moved)
     }
+}
+
+/// The table's memory, mapped once for all the copying.
+fn opened<A: MapAddress>(folder: &Path) -> Result<flow_table::Flows<A>, String> {
+    let table = maps::pinned_flows(folder).map_err(|error| error.to_string())?;
+    table.open().map_err(|error| error.to_string())
 }
 
 /// Which slots of a table are in use.

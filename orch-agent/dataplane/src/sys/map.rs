@@ -223,10 +223,10 @@ impl RawMap {
         }
     }
 
-    /// Gives every entry of a hash or trie to `each`, read in batches of `size`. Entries that come and go meanwhile may
+    /// Gives every entry of a hash, trie or array to `each`, read in batches of `size`. Entries that come and go meanwhile may
     /// be missed or not.
     ///
-    /// *Kernel*: hashes 5.6, tries 5.13.
+    /// *Kernel*: hashes and arrays 5.6, tries 5.13.
     ///
     /// # Errors
     /// The kernel's, and those of `each`.
