@@ -130,6 +130,25 @@ pub struct Conntrack<A> {
     pub ticks: u32,
 }
 
+#[cfg(feature = "programs")]
+impl<A> Conntrack<A> {
+    /// Writes the four members that are a byte as one word: what copies the entry by words would wait until all that was
+    /// written before is where it belongs, slots that are far among it.
+    #[inline(always)]
+    pub fn set_state(&mut self, kind: u8, direction: u8, seen: u8, hop: u8) {
+        const {
+            let kind = core::mem::offset_of!(Self, kind);
+            assert!(kind.is_multiple_of(4) && core::mem::offset_of!(Self, direction) == kind + 1);
+            assert!(
+                core::mem::offset_of!(Self, seen) == kind + 2 && core::mem::offset_of!(Self, hop) == kind + 3
+            );
+        };
+        let state = u32::from_ne_bytes([kind, direction, seen, hop]);
+        // SAFETY: the four bytes are within the entry, and on a boundary of four, by what is asserted above.
+        unsafe { (&raw mut self.kind).cast::<u32>().write(state) };
+    }
+}
+
 abi!(both Conntrack { size 48, align 8, {
     last_seen @ 0, becomes @ 8, backend @ 24, kind @ 28, direction @ 29, seen @ 30, hop @ 31, macs @ 32, ticks @ 44,
 } } { size 72, align 8, {

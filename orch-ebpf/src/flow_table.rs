@@ -1,18 +1,18 @@
 //! The table of flows: where the entry of a [`Tuple`] stands.
 //!
-//! A hash of the tuple names two rows of [`WAYS`] slots each, and what a search has to compare of a row is one cache line of
-//! tags. All rows together are a megabyte or two, which a CPU keeps near; so what a new flow waits for is not memory, as with
+//! A hash of the tuple names two rows of [`WAYS`] slots each, and all that is to be known of a row is one cache line: a word for
+//! each slot. All rows together are a megabyte, which a CPU keeps near; so what a new flow waits for is not memory, as with
 //! the kernel's hash that forgets what was not used for longest: its slot, which is far, is only written. A new flow takes
 //! whichever slot of its first row is free or is worth least. Only when few of these are free, or all are worth keeping, may it
 //! go to its second row, and the first says so from then on.
 //!
-//! A slot belongs to whoever swaps its tag for one that is [`HELD`], and can be found once the tag is whole. Programs do
+//! A slot belongs to whoever swaps its word for one that is [`HELD`], and can be found once the word is whole. Programs do
 //! that on all CPUs at once, and the agent beside them, in the same memory.
 
 use crate::{
     Address, PROTOCOL_TCP, abi,
     address::word,
-    conntrack::{Conntrack, SEEN_FIN, SEEN_RST, SEEN_TRAFFIC, Tuple},
+    conntrack::{Conntrack, NAT_PORTS, SEEN_FIN, SEEN_RST, SEEN_TRAFFIC, Tuple},
 };
 
 /// Start of the name of the arrays of [`Row`].
@@ -21,19 +21,25 @@ pub const ROWS_MAP: &str = "ORCH_ROWS";
 pub const ROWS: usize = 17_477;
 /// How many slots a row has.
 pub const WAYS: usize = 15;
-/// Index of the row behind the others, whose first two tags are the secret of the hash: who does not know it cannot
+/// Index of the row behind the others, whose first two words are the secret of the hash: who does not know it cannot
 /// choose flows that share a row. The agent draws it when the table is new; until then there is no table.
 pub const SECRET_ROW: u32 = ROWS as u32;
 
-/// The bits of [`Row::tags`] and [`Row::until`] that hold the number of the slot in its row. Read from memory, it is a
-/// number like any other to the verifier, which would walk once for each slot through all that follows a search.
+/// The bits of a slot's word that hold the slot's number in its row. Read from memory, it is a number like any other to the
+/// verifier, which would walk once for each slot through all that follows a search.
 pub const WAY_BITS: u32 = 0xf;
-/// The bit of [`Row::tags`] that says that somebody is writing the slot.
+/// The bit of a slot's word that says that somebody is writing the slot.
 pub const HELD: u32 = 0x10;
-/// The bits of [`Row::tags`] that are the hash's.
-pub const TAG_BITS: u32 = !(HELD | WAY_BITS);
-/// Set in every tag: one that is zero says "free".
-const TAG_USED: u32 = HELD << 1;
+/// The bit of a slot's word that says that there is a flow, or will be. A free slot's word is its number and nothing else.
+pub const USED: u32 = 0x20;
+/// The bits of a slot's word that are the tag: [`USED`] and a part of the hash.
+pub const TAG_BITS: u32 = (1 << UNTIL_SHIFT) - USED;
+/// Where in a slot's word the ten bits stand that say until when it is worth keeping: see [`until`].
+const UNTIL_SHIFT: u32 = 22;
+/// The half of what these bits can tell apart.
+const HALF: u32 = 1 << (31 - UNTIL_SHIFT);
+/// What a search for words of a row finds when there is none: no slot has this number.
+pub const NONE: u32 = u32::MAX;
 
 /// A slot: a flow as it is seen in a packet, and what is known of it.
 #[repr(C)]
@@ -51,25 +57,25 @@ abi!(both Slot { size 64, align 8, { tuple @ 0, entry @ 16 } } { size 112, align
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Row {
-    /// Part of the hash of each slot's tuple with the slot's number, or zero.
-    pub tags: [u32; WAYS],
+    /// A word for each slot: its number, whether it is in use, a part of the hash of its tuple, and until when it is worth
+    /// keeping.
+    pub words: [u32; WAYS],
     /// Not zero once a flow of this row had to go to its second one.
     pub spilled: u32,
-    /// Until when each slot is worth keeping, with the slot's number: see [`until`].
-    pub until: [u32; WAYS],
-    /// Always zero.
-    pub _pad: u32,
 }
 
-abi!(Row, size 128, align 4, { tags @ 0, spilled @ 60, until @ 64, _pad @ 124 });
+abi!(Row, size 64, align 4, { words @ 0, spilled @ 60 });
 
-/// Where a tuple's entry may stand: its hash.
+/// Where the entries of tuples may stand that differ in nothing but the destination's port.
+///
+/// A port more is a row further, so that a row can be reached by choosing the port. Whoever knows that and not the secret can
+/// choose flows four to a row, since there are not four times as many ports as rows, but not a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
-pub struct Place(u64);
+pub struct Neighbours(u64);
 
-impl Place {
-    /// Where a tuple's entry may stand, with the table's secret.
+impl Neighbours {
+    /// Of a tuple, with the table's secret.
     #[inline(always)]
     #[must_use]
     pub fn of<A: Address>(tuple: &Tuple<A>, secret: u64) -> Self {
@@ -82,91 +88,148 @@ impl Place {
             hash = (hash ^ pair).wrapping_mul(PRIME);
             hash ^= hash >> 32;
         }
-        let ports = u64::from(tuple.source_port) << 32
-            | u64::from(tuple.destination_port) << 16
-            | u64::from(tuple.protocol);
-        hash = (hash ^ ports).wrapping_mul(PRIME);
+        let rest = u64::from(tuple.source_port) << 16 | u64::from(tuple.protocol);
+        hash = (hash ^ rest).wrapping_mul(PRIME);
         hash ^= hash >> 29;
         hash = hash.wrapping_mul(PRIME);
         Self(hash ^ hash >> 32)
+    }
+
+    /// Of the one with this destination port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn at(self, port: u16) -> Place {
+        let port = port as u32;
+        let first = (self.row() + port) % ROWS as u32;
+        // Both are other words for each port, and spread: the multiple of an odd number.
+        let second = row(((self.0 >> 32) as u32 ^ port.wrapping_mul(0x85eb_ca6b)).wrapping_mul(0x9e37_79b1));
+        let tag = (self.0 as u32).wrapping_add(port.wrapping_mul(0x9e37_79b1)) & TAG_BITS | USED;
+        Place((first as u64) << 48 | (second as u64) << 32 | tag as u64)
+    }
+
+    /// A port of those from which nodes choose whose first row is this one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn port_in(self, row: u32) -> u16 {
+        const FIRST: u32 = NAT_PORTS[0].0 as u32;
+        const { assert!(NAT_PORTS[0].1 as usize >= ROWS && (FIRST as usize) < ROWS) };
+        (FIRST + (row + 2 * ROWS as u32 - FIRST - self.row()) % ROWS as u32) as u16
+    }
+
+    /// The row of port zero.
+    #[inline(always)]
+    const fn row(self) -> u32 {
+        row((self.0 >> 32) as u32)
+    }
+}
+
+/// Where a tuple's entry may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Place(u64);
+
+impl Place {
+    /// Where a tuple's entry may stand, with the table's secret.
+    #[inline(always)]
+    #[must_use]
+    pub fn of<A: Address>(tuple: &Tuple<A>, secret: u64) -> Self {
+        Neighbours::of(tuple, secret).at(tuple.destination_port)
     }
 
     /// The row that it is in, unless there was no room.
     #[inline(always)]
     #[must_use]
     pub const fn first(self) -> u32 {
-        row(self.0 >> 32)
+        (self.0 >> 48) as u32
     }
 
     /// The other row; of a tuple in a great many the same one.
     #[inline(always)]
     #[must_use]
     pub const fn second(self) -> u32 {
-        row((self.0 >> 32).wrapping_mul(0x9e37_79b1) & 0xffff_ffff)
+        (self.0 >> 32) as u32 & 0xffff
     }
 
     /// What its tag says in either.
     #[inline(always)]
     #[must_use]
     pub const fn tag(self) -> u32 {
-        self.0 as u32 & TAG_BITS | TAG_USED
+        self.0 as u32
     }
 }
 
-/// The row that a number below 2^32 chooses.
+/// The row that a number chooses.
 #[inline(always)]
-const fn row(number: u64) -> u32 {
-    ((number * ROWS as u64) >> 32) as u32
+const fn row(number: u32) -> u32 {
+    ((number as u64 * ROWS as u64) >> 32) as u32
 }
 
-/// The first word of a row's tags that has the tag, held or not; zero if none has.
+/// The first word of a row that has the tag, held or not, or [`NONE`].
 #[inline(always)]
 #[must_use]
-pub fn tagged(tags: &[u32; WAYS], tag: u32) -> u32 {
-    first_tagged(tags.iter(), tag)
+pub fn tagged(words: &[u32; WAYS], tag: u32) -> u32 {
+    first(words.iter(), TAG_BITS, tag)
 }
 
 /// The last one.
 #[inline(always)]
 #[must_use]
-pub fn last_tagged(tags: &[u32; WAYS], tag: u32) -> u32 {
-    first_tagged(tags.iter().rev(), tag)
+pub fn last_tagged(words: &[u32; WAYS], tag: u32) -> u32 {
+    first(words.iter().rev(), TAG_BITS, tag)
 }
 
-/// The least of a row's times, which is the one of the slot to be written over.
+#[inline(always)]
+fn first<'a>(words: impl Iterator<Item = &'a u32>, bits: u32, wanted: u32) -> u32 {
+    for word in words {
+        let word = load(word);
+        if word & bits == wanted {
+            return word;
+        }
+    }
+    NONE
+}
+
+/// What it costs to write over the cheapest slot of a row, with the slot's number as [`WAY_BITS`]: nothing but these for a
+/// free one, the time that it is worth otherwise. Where that is over, nobody is asked.
 #[inline(always)]
 #[must_use]
-pub fn least(until: &[u32; WAYS]) -> u32 {
-    let mut least = u32::MAX;
-    for word in until {
-        let word = load(word);
-        if word < least {
-            least = word;
+pub fn price(words: &[u32; WAYS], now: u32) -> u32 {
+    let free = first(words.iter(), HELD | USED, 0);
+    if free != NONE {
+        return free;
+    }
+    let mut least = NONE;
+    for word in words {
+        let price = worth(load(word), now);
+        if price < least {
+            least = price;
         }
     }
     least
+}
+
+/// A word whose time is counted from the half of all times before now, in [`units`], so that times can be compared.
+#[inline(always)]
+const fn worth(word: u32, now: u32) -> u32 {
+    word.wrapping_sub(now.wrapping_sub(HALF) << UNTIL_SHIFT)
+}
+
+/// Whether a slot with this word is worth keeping still.
+#[inline(always)]
+#[must_use]
+pub const fn is_kept(word: u32, now: u32) -> bool {
+    worth(word, now) >> UNTIL_SHIFT > HALF
 }
 
 /// How many slots of a row are taken before a look at the other row is worth its while. Free ones are taken in order, so
 /// this is the number of one.
 const MANY: u32 = 11;
 
-/// Whether a flow had better look for a slot in its other row, by the least of this one's times.
+/// Whether a flow had better look for a slot in its other row, by the [`price`] in this one.
 #[inline(always)]
 #[must_use]
-pub const fn is_crowded(least: u32, now: u32) -> bool {
-    least >> 4 > now || (least <= WAY_BITS && least >= MANY)
-}
-
-#[inline(always)]
-fn first_tagged<'a>(words: impl Iterator<Item = &'a u32>, tag: u32) -> u32 {
-    for word in words {
-        let word = load(word);
-        if word & TAG_BITS == tag {
-            return word;
-        }
-    }
-    0
+pub const fn is_crowded(price: u32) -> bool {
+    price >> UNTIL_SHIFT > HALF || (price <= WAY_BITS && price >= MANY)
 }
 
 /// Reads a word of a row, which others write meanwhile.
@@ -177,7 +240,7 @@ pub fn load(word: &u32) -> u32 {
     unsafe { (&raw const *word).read_volatile() }
 }
 
-/// The slot of a row that a word of its tags or times is about. The first slots of all rows are neighbours, and so are the
+/// The slot of a row that one of its words is about. The first slots of all rows are neighbours, and so are the
 /// others, so that what is in use is no more pages than it needs to be.
 #[inline(always)]
 #[must_use]
@@ -185,29 +248,30 @@ pub const fn slot(row: u32, word: u32) -> u32 {
     (word & WAY_BITS).wrapping_mul(ROWS as u32).wrapping_add(row)
 }
 
-/// A moment of `CLOCK_MONOTONIC`, in nanoseconds, in the units in which rows count: 2^30 nanoseconds.
+/// A moment of `CLOCK_MONOTONIC`, in nanoseconds, in the units in which rows count, of 2^36 nanoseconds (69 seconds): with ten
+/// bits a row tells the past from the future within nine hours.
 #[inline(always)]
 #[must_use]
 pub const fn units(nanoseconds: u64) -> u32 {
-    (nanoseconds >> 30) as u32
+    (nanoseconds >> 36) as u32
 }
 
-/// The word of [`Row::until`] for a slot: the moment up to which it should be kept, in [`units`], and its number. Where a row
-/// is full, the least of these words is written over; where the moment is over, nobody is asked.
+/// The bits of a slot's word that say until when it should be kept, in [`units`]. Where a row is full, the one whose time
+/// is over first is written over.
 ///
 /// A flow that nobody has answered yet is worth least, since a flood is made of these; then what has no connection;
 /// then what is one.
 #[inline(always)]
 #[must_use]
-pub fn until(last_seen: u64, protocol: u8, seen: u8, way: u32) -> u32 {
+pub fn until(last_seen: u64, protocol: u8, seen: u8) -> u32 {
     let worth = if seen & SEEN_TRAFFIC == 0 || seen & (SEEN_FIN | SEEN_RST) != 0 {
-        28
+        1
     } else if protocol == PROTOCOL_TCP {
-        20_000
+        291
     } else {
-        112
+        2
     };
-    (units(last_seen) + worth) << 4 | way & WAY_BITS
+    units(last_seen).wrapping_add(worth) << UNTIL_SHIFT
 }
 
 #[cfg(test)]
@@ -248,8 +312,9 @@ mod tests {
             );
         }
         let tags: HashSet<u32> = places.iter().map(|place| place.tag()).collect();
-        assert!(tags.len() > 65_000, "{}", tags.len());
-        assert!(tags.iter().all(|tag| tag & !TAG_BITS == 0 && *tag != 0));
+        // Of 65,536 numbers below 65,536, 41,427 are different.
+        assert!((41_000..42_000).contains(&tags.len()), "{}", tags.len());
+        assert!(tags.iter().all(|tag| tag & !TAG_BITS == 0 && tag & USED != 0));
         let same = tuples.iter().zip(&places);
         let same = same.filter(|(tuple, place)| Place::of(*tuple, 8).first() == place.first());
         assert!(same.count() < 50, "another secret, other rows");
@@ -264,27 +329,64 @@ mod tests {
     }
 
     #[test]
-    fn the_least_is_what_nobody_misses() {
-        let now = 1 << 40;
-        let [asked, closed, datagrams, connection] = [
-            (PROTOCOL_TCP, 0),
-            (PROTOCOL_TCP, SEEN_TRAFFIC | SEEN_FIN),
-            (PROTOCOL_UDP, SEEN_TRAFFIC),
-            (PROTOCOL_TCP, SEEN_TRAFFIC),
-        ]
-        .map(|(protocol, seen)| until(now, protocol, seen, 14));
-        assert!(asked == closed && closed < datagrams && datagrams < connection);
-        assert!(units(now) < asked >> 4 && asked & WAY_BITS == 14);
-        let mut times = [connection; WAYS];
-        times[3] = until(now, PROTOCOL_UDP, SEEN_TRAFFIC, 3);
-        times[9] = until(now, PROTOCOL_UDP, 0, 9);
-        assert_eq!(least(&times) & WAY_BITS, 9);
-        let mut tags = [0; WAYS];
-        (tags[4], tags[11]) = (0x40 | 4, 0x40 | HELD | 11);
+    fn a_port_leads_to_any_row() {
+        let mut ports = HashSet::new();
+        for (number, tuple) in (0..).step_by(7).zip(tuples(|high, low| [10, 0, high, low])) {
+            let (row, neighbours) = (number % ROWS as u32, Neighbours::of(&tuple, 7));
+            let port = neighbours.port_in(row);
+            let [(first, length), _] = NAT_PORTS;
+            assert!((first..first + length).contains(&port), "{port}");
+            let chosen = Tuple {
+                destination_port: port,
+                ..tuple
+            };
+            assert_eq!(Place::of(&chosen, 7), neighbours.at(port));
+            assert_eq!(neighbours.at(port).first(), row);
+            ports.insert(port);
+        }
+        assert!(ports.len() > 17_000, "{}", ports.len());
+    }
+
+    #[test]
+    fn what_is_cheapest_is_what_nobody_misses() {
+        // Times are counted in ten bits: before they begin anew, and after.
+        for now in [1 << 40, (1 << 46) - (1 << 36), (1 << 46) + (1 << 40)] {
+            let [asked, closed, datagrams, connection] = [
+                (PROTOCOL_TCP, 0),
+                (PROTOCOL_TCP, SEEN_TRAFFIC | SEEN_FIN),
+                (PROTOCOL_UDP, SEEN_TRAFFIC),
+                (PROTOCOL_TCP, SEEN_TRAFFIC),
+            ]
+            .map(|(protocol, seen)| until(now, protocol, seen) | USED);
+            let mut words: [u32; WAYS] = core::array::from_fn(|way| connection | way as u32);
+            let cheapest = |words: &[u32; WAYS]| price(words, units(now)) & WAY_BITS;
+            words[3] = datagrams | 3;
+            assert_eq!(cheapest(&words), 3);
+            words[9] = asked | 9;
+            assert_eq!(cheapest(&words), 9);
+            words[10] = closed | 10;
+            assert_eq!(cheapest(&words), 9);
+            words[10] = until(now - (1 << 37), PROTOCOL_TCP, SEEN_TRAFFIC | SEEN_FIN) | USED | 10;
+            assert_eq!(cheapest(&words), 10);
+            assert!(!is_kept(words[10], units(now)) && is_kept(words[9], units(now)));
+            assert!(!is_crowded(price(&words, units(now))), "the time of one is over");
+            words[12] = 12;
+            assert_eq!(price(&words, units(now)), 12);
+            words[12] = HELD | USED | connection | 12;
+            words[10] = connection | 10;
+            assert_eq!(cheapest(&words), 9);
+            assert!(is_crowded(price(&words, units(now))));
+        }
+    }
+
+    #[test]
+    fn tags_are_found_from_both_ends() {
+        let mut words: [u32; WAYS] = core::array::from_fn(|way| way as u32);
+        (words[4], words[11]) = (0xffc0_0060 | 4, 0x60 | HELD | 11);
         assert_eq!(
-            (tagged(&tags, 0x40), last_tagged(&tags, 0x40)),
-            (tags[4], tags[11])
+            (tagged(&words, 0x60), last_tagged(&words, 0x60)),
+            (words[4], words[11])
         );
-        assert_eq!(tagged(&tags, 0x60), 0);
+        assert_eq!(tagged(&words, 0xa0), NONE);
     }
 }

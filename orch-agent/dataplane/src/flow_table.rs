@@ -12,8 +12,8 @@ use aya::maps::{Array, IterableMap as _, MapData};
 use orch_ebpf::{
     conntrack::{CONNTRACK_MAX, Conntrack, Tuple},
     flow_table::{
-        HELD, Place, ROWS, Row, SECRET_ROW, Slot, WAY_BITS, WAYS, is_crowded, least, slot, tagged, units,
-        until,
+        HELD, NONE, Place, ROWS, Row, SECRET_ROW, Slot, TAG_BITS, USED, WAY_BITS, WAYS, is_crowded, price,
+        slot, tagged, units, until,
     },
 };
 
@@ -60,7 +60,7 @@ impl<A: MapAddress> FlowTable<A> {
 }
 
 fn secret(rows: &Mapped<Row>) -> io::Result<u64> {
-    let [low, high] = [0, 1].map(|way| tag(rows, SECRET_ROW, way).map(load));
+    let [low, high] = [0, 1].map(|way| word_of(rows, SECRET_ROW, way).map(load));
     Ok(u64::from(high?) << 32 | u64::from(low?))
 }
 
@@ -71,27 +71,21 @@ fn prepare(rows: &Mapped<Row>) -> io::Result<()> {
     }
     for row in 0..ROWS as u32 {
         for way in 0..WAYS as u32 {
-            time(rows, row, way)?.store(way, Ordering::Relaxed);
+            word_of(rows, row, way)?.store(way, Ordering::Relaxed);
         }
     }
     let [mut low, high]: [u32; 2] = rand::random();
     low |= 1;
     for (index, word) in [(1, high), (0, low)] {
-        tag(rows, SECRET_ROW, index)?.store(word, Ordering::SeqCst);
+        word_of(rows, SECRET_ROW, index)?.store(word, Ordering::SeqCst);
     }
     Ok(())
 }
 
-/// A slot's word of a row's tags.
-fn tag(rows: &Mapped<Row>, row: u32, word: u32) -> io::Result<&AtomicU32> {
+/// The word of the slot whose number the lowest bits are.
+fn word_of(rows: &Mapped<Row>, row: u32, word: u32) -> io::Result<&AtomicU32> {
     let way = (word & WAY_BITS) as usize;
-    rows.word(row as usize, offset_of!(Row, tags) + 4 * way)
-}
-
-/// A slot's word of a row's times.
-fn time(rows: &Mapped<Row>, row: u32, word: u32) -> io::Result<&AtomicU32> {
-    let way = (word & WAY_BITS) as usize;
-    rows.word(row as usize, offset_of!(Row, until) + 4 * way)
+    rows.word(row as usize, offset_of!(Row, words) + 4 * way)
 }
 
 fn load(word: &AtomicU32) -> u32 {
@@ -114,7 +108,7 @@ impl<A: MapAddress> Flows<A> {
         let mut all = Vec::new();
         for row in rows {
             for way in 0..WAYS as u32 {
-                let word = load(tag(&self.rows, row, way)?);
+                let word = load(word_of(&self.rows, row, way)?);
                 if let Some(Slot { tuple, entry }) = self.slot(row, word)? {
                     all.push((tuple, entry));
                 }
@@ -131,30 +125,30 @@ impl<A: MapAddress> Flows<A> {
         self.of_rows(0..ROWS as u32)
     }
 
-    /// What is in the slot with this tag, as long as it has it.
+    /// What is in the slot with this word, as long as it is the same flow's.
     fn slot(&self, row: u32, word: u32) -> io::Result<Option<Slot<A>>> {
-        if word == 0 || word & HELD != 0 {
+        if word == NONE || word & (HELD | USED) != USED {
             return Ok(None);
         }
         let slot = self.slots.read(slot(row, word) as usize, 0)?;
-        Ok((load(tag(&self.rows, row, word)?) == word).then_some(slot))
+        let now = load(word_of(&self.rows, row, word)?);
+        Ok(((now ^ word) & (TAG_BITS | HELD) == 0).then_some(slot))
     }
 
-    /// A copy of the tags and the times of a row.
-    fn head(&self, row: u32) -> io::Result<([u32; WAYS], [u32; WAYS])> {
-        let (mut tags, mut times) = ([0; WAYS], [0; WAYS]);
-        for (way, (tag_word, time_word)) in (0..).zip(tags.iter_mut().zip(&mut times)) {
-            *tag_word = load(tag(&self.rows, row, way)?);
-            *time_word = load(time(&self.rows, row, way)?);
+    /// A copy of the words of a row.
+    fn words(&self, row: u32) -> io::Result<[u32; WAYS]> {
+        let mut words = [0; WAYS];
+        for (way, word) in (0..).zip(&mut words) {
+            *word = load(word_of(&self.rows, row, way)?);
         }
-        Ok((tags, times))
+        Ok(words)
     }
 
-    /// The row and the tag of a flow's slot, and what is in it.
+    /// The row and the word of a flow's slot, and what is in it.
     fn find(&self, tuple: &Tuple<A>) -> io::Result<Option<(u32, u32, Conntrack<A>)>> {
         let place = Place::of(tuple, self.secret);
         for row in [place.first(), place.second()] {
-            let word = tagged(&self.head(row)?.0, place.tag());
+            let word = tagged(&self.words(row)?, place.tag());
             if let Some(found) = self.slot(row, word)?.filter(|found| found.tuple == *tuple) {
                 return Ok(Some((row, word, found.entry)));
             }
@@ -175,14 +169,17 @@ impl<A: MapAddress> Flows<A> {
     /// # Errors
     /// As for [`Self::get`].
     pub fn remove(&self, tuple: &Tuple<A>) -> io::Result<bool> {
-        let Some((row, word, _)) = self.find(tuple)? else {
-            return Ok(false);
-        };
-        // The time first: whoever takes the slot from then on writes one of its own.
-        time(&self.rows, row, word)?.store(word & WAY_BITS, Ordering::SeqCst);
-        Ok(tag(&self.rows, row, word)?
-            .compare_exchange(word, 0, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok())
+        while let Some((row, word, _)) = self.find(tuple)? {
+            let free = word & WAY_BITS;
+            // Where it is not what it was, a packet has passed, or the slot is another's.
+            if word_of(&self.rows, row, word)?
+                .compare_exchange(word, free, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The row and a word of the slot that a flow is to be written to, which is not in the table; `None` where its tag is
@@ -190,11 +187,12 @@ impl<A: MapAddress> Flows<A> {
     fn room(&self, tuple: &Tuple<A>, entry: &Conntrack<A>) -> io::Result<Option<(u32, u32)>> {
         let place = Place::of(tuple, self.secret);
         let (first, second) = (place.first(), place.second());
-        let ((tags, times), (other_tags, other_times)) = (self.head(first)?, self.head(second)?);
-        let collides = tagged(&tags, place.tag()) != 0;
-        let (home, other) = (least(&times), least(&other_times));
-        let crowded = is_crowded(home, units(entry.last_seen));
-        if tagged(&other_tags, place.tag()) == 0 && (collides || crowded && other < home) {
+        let (words, other_words) = (self.words(first)?, self.words(second)?);
+        let collides = tagged(&words, place.tag()) != NONE;
+        let now = units(entry.last_seen);
+        let (home, other) = (price(&words, now), price(&other_words, now));
+        let full = tagged(&other_words, place.tag()) != NONE;
+        if !full && (collides || is_crowded(home) && other < home) {
             let spilled = self.rows.word(first as usize, offset_of!(Row, spilled))?;
             spilled.store(1, Ordering::SeqCst);
             return Ok(Some((second, other)));
@@ -215,16 +213,15 @@ impl<A: MapAddress> Flows<A> {
         let Some((row, word)) = room else {
             return Ok(false);
         };
-        let (tag, way) = (tag(&self.rows, row, word)?, word & WAY_BITS);
-        let found = load(tag);
+        let (at, way) = (word_of(&self.rows, row, word)?, word & WAY_BITS);
+        let found = load(at);
         if found & HELD != 0 {
             return Ok(false);
         }
-        let kept = until(entry.last_seen, tuple.protocol, entry.seen, way);
-        time(&self.rows, row, way)?.store(kept, Ordering::SeqCst);
-        let held = Place::of(tuple, self.secret).tag() | HELD | way;
-        if tag
-            .compare_exchange(found, held, Ordering::SeqCst, Ordering::SeqCst)
+        let kept = until(entry.last_seen, tuple.protocol, entry.seen);
+        let whole = Place::of(tuple, self.secret).tag() | kept | way;
+        if at
+            .compare_exchange(found, whole | HELD, Ordering::SeqCst, Ordering::SeqCst)
             .is_err()
         {
             return Ok(false);
@@ -234,7 +231,7 @@ impl<A: MapAddress> Flows<A> {
             entry: *entry,
         };
         self.slots.write(slot(row, way) as usize, 0, value)?;
-        tag.store(held & !HELD, Ordering::SeqCst);
+        at.store(whole, Ordering::SeqCst);
         Ok(true)
     }
 }

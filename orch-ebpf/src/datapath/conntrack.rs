@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse
 use super::{
     events,
     family::Family,
-    flow_table,
+    flow_table::{self, Claim},
     parse::{Parsed, Ports, TCP_FIN, TCP_RST, TCP_SYN},
     words,
 };
@@ -176,18 +176,26 @@ pub fn open_from_node<A: Family>(
     becomes.source = address;
     let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
     let answer = answer_to(becomes).ok_or(DropReason::ConntrackFull)?;
-    if !choose_port(becomes, answer) {
-        return Err(DropReason::NoNatPort);
-    }
     // Both slots are taken before either is written: to take one waits for all that was written before, and slots are far.
-    let (mut reply, mut original) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    let Some(reply) = flow_table::hold(answer, entry, &mut reply) else {
+    let (mut original, mut reply) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let Some(original) = flow_table::hold(&parsed.tuple, entry, Claim::Alone, &mut original) else {
         return Err(DropReason::ConntrackFull);
     };
-    let Some(original) = flow_table::hold(&parsed.tuple, entry, &mut original) else {
-        flow_table::release::<A>(reply);
-        return Err(DropReason::ConntrackFull);
+    let reply = match flow_table::hold_beside(answer, entry, original, &mut reply) {
+        Some(reply) => reply,
+        None if !choose_port(answer) => {
+            flow_table::release::<A>(original);
+            return Err(DropReason::NoNatPort);
+        }
+        None => match flow_table::hold(answer, entry, Claim::New, &mut reply) {
+            Some(reply) => reply,
+            None => {
+                flow_table::release::<A>(original);
+                return Err(DropReason::ConntrackFull);
+            }
+        },
     };
+    becomes.source_port = answer.destination_port;
     flow_table::fill(reply, answer, entry);
     turn(parsed, entry, becomes)?;
     flow_table::fill(original, &parsed.tuple, entry);
@@ -195,16 +203,14 @@ pub fn open_from_node<A: Family>(
     Ok(())
 }
 
-/// Chooses a port for the translated source that no other flow's answers carry; whether there was one.
+/// Chooses a port for the answers' destination that no other flow's carry; whether there was one.
 #[inline(never)]
-fn choose_port<A: Family>(becomes: &mut Tuple<A>, answer: &mut Tuple<A>) -> bool {
+fn choose_port<A: Family>(answer: &mut Tuple<A>) -> bool {
     // SAFETY: the helper takes no argument.
     let start = unsafe { bpf_get_prandom_u32() };
     for attempt in 0..PORT_ATTEMPTS {
-        let port = nat_port(start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
-        answer.destination_port = port;
+        answer.destination_port = nat_port(start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
         if flow_table::find(answer).is_none() {
-            becomes.source_port = port;
             return true;
         }
     }
@@ -254,10 +260,7 @@ fn reply_entry<A: Family>(parsed: &Parsed<A>, backend: u32, kind: u8) -> Option<
         .tuple
         .reverse_in(unsafe { &mut *(&raw mut entry.becomes).cast() });
     entry.backend = backend;
-    entry.kind = kind;
-    entry.direction = DIRECTION_REPLY;
-    entry.seen = 0;
-    entry.hop = 0;
+    entry.set_state(kind, DIRECTION_REPLY, 0, 0);
     entry.ticks = 0;
     Some(entry)
 }
@@ -285,11 +288,14 @@ fn turn<A: Family>(
 ) -> Result<(), DropReason> {
     let scratch = A::scratch().get_ptr_mut(0).ok_or(DropReason::ConntrackFull)?;
     entry.becomes = *becomes;
-    entry.direction = DIRECTION_ORIGINAL;
-    entry.seen = seen_in(parsed);
     // SAFETY: the slot is this CPU's own for the run, and these are none of the fields that are borrowed.
     unsafe {
-        entry.hop = (*scratch).hop as u8;
+        entry.set_state(
+            entry.kind,
+            DIRECTION_ORIGINAL,
+            seen_in(parsed),
+            (*scratch).hop as u8,
+        );
         words::copy(
             (&raw const (*scratch).macs).cast(),
             (&raw mut entry.macs).cast(),

@@ -6,8 +6,8 @@ use super::{family::Family, words};
 use crate::{
     conntrack::{Conntrack, Tuple},
     flow_table::{
-        HELD, Place, Row, SECRET_ROW, Slot, TAG_BITS, WAY_BITS, is_crowded, last_tagged, least, load, slot,
-        tagged, units, until,
+        HELD, NONE, Neighbours, Place, Row, SECRET_ROW, Slot, WAY_BITS, is_crowded, is_kept, last_tagged,
+        load, price, slot, tagged, units, until,
     },
 };
 
@@ -16,18 +16,30 @@ use crate::{
 #[unsafe(no_mangle)]
 static ORCH_ORDERED: u64 = 0;
 
+/// What a slot is taken for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// A flow, known or not, whoever else takes one for it.
+    Any,
+    /// A flow, known or not, for which nobody else takes one.
+    Alone,
+    /// A flow that is not known, for which nobody else takes one.
+    New,
+}
+
 /// A slot that is being written: nobody finds what is in it.
 #[derive(Clone, Copy)]
 pub struct Held {
     row: u32,
-    /// What the slot's tag says meanwhile.
+    /// What the slot's word is meanwhile.
     word: u32,
 }
 
 /// A flow's slot, and what its row says of it.
 struct Found<A: 'static> {
-    time: &'static u32,
-    /// The slot's tag as it was read.
+    /// The slot's word.
+    at: &'static u32,
+    /// As it was read.
     word: u32,
     slot: &'static mut Slot<A>,
 }
@@ -91,22 +103,28 @@ fn slot_of<A: Family>(number: u32) -> Option<&'static mut Slot<A>> {
 /// Where the tuple's slot may be; `None` while there is no table.
 #[inline(always)]
 fn place<A: Family>(tuple: &Tuple<A>) -> Option<Place> {
-    let [low, high, ..] = row_of::<A>(SECRET_ROW)?.tags;
+    Some(neighbours(tuple)?.at(tuple.destination_port))
+}
+
+/// Where its slot may be with another destination port.
+#[inline(always)]
+fn neighbours<A: Family>(tuple: &Tuple<A>) -> Option<Neighbours> {
+    let [low, high, ..] = row_of::<A>(SECRET_ROW)?.words;
     let secret = u64::from(high) << 32 | u64::from(low);
     if secret == 0 {
         return None;
     }
     // A longer tuple would take the stack that all that is called needs.
     Some(if A::BITS == 128 {
-        place_apart(tuple, secret)
+        neighbours_apart(tuple, secret)
     } else {
-        Place::of(tuple, secret)
+        Neighbours::of(tuple, secret)
     })
 }
 
 #[inline(never)]
-fn place_apart<A: Family>(tuple: &Tuple<A>, secret: u64) -> Place {
-    Place::of(tuple, secret)
+fn neighbours_apart<A: Family>(tuple: &Tuple<A>, secret: u64) -> Neighbours {
+    Neighbours::of(tuple, secret)
 }
 
 /// Whether both are the same tuple, word by word and without a branch for each.
@@ -140,13 +158,13 @@ fn is_same<A: Family>(one: &Tuple<A>, other: &Tuple<A>) -> bool {
 #[inline(always)]
 fn search<A: Family>(tuple: &Tuple<A>, number: u32, tag: u32) -> Option<Found<A>> {
     let row = row_of::<A>(number)?;
-    let word = tagged(&row.tags, tag);
-    if word & TAG_BITS == 0 || word & HELD != 0 {
+    let word = tagged(&row.words, tag);
+    if word == NONE || word & HELD != 0 {
         return None;
     }
-    let time = row.until.get((word & WAY_BITS) as usize)?;
+    let at = row.words.get((word & WAY_BITS) as usize)?;
     let slot = slot_of::<A>(slot(number, word))?;
-    same(&slot.tuple, tuple).then_some(Found { time, word, slot })
+    same(&slot.tuple, tuple).then_some(Found { at, word, slot })
 }
 
 /// The entry of a flow.
@@ -175,8 +193,13 @@ pub fn keep<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>) {
         return;
     };
     for number in [place.first(), place.second()] {
-        if let Some(Found { time, word, .. }) = search(tuple, number, place.tag()) {
-            return store(time, until(entry.last_seen, tuple.protocol, entry.seen, word));
+        if let Some(Found { at, word, .. }) = search(tuple, number, place.tag()) {
+            let kept = place.tag() | until(entry.last_seen, tuple.protocol, entry.seen) | word & WAY_BITS;
+            // Where somebody takes the slot meanwhile, it is theirs.
+            if word != kept {
+                swap_if(at, word, kept);
+            }
+            return;
         }
     }
 }
@@ -185,32 +208,61 @@ pub fn keep<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>) {
 /// another CPU writes the same slot.
 #[inline(never)]
 pub fn insert<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>) -> bool {
-    let held = take(tuple, entry, false);
+    let held = place(tuple).and_then(|place| take(tuple, place, entry, Claim::Any));
     held.is_some_and(|held| write(&held, tuple, entry).is_some())
 }
 
-/// Takes the slot for a flow, as [`insert`] does, to be [`fill`]ed or [`release`]d; not while another CPU takes one for the
-/// same flow.
+/// Takes the slot for a flow, as [`insert`] does, to be [`fill`]ed or [`release`]d.
 #[inline(always)]
 pub fn hold<'a, A: Family>(
     tuple: &Tuple<A>,
     entry: &Conntrack<A>,
+    claim: Claim,
     held: &'a mut MaybeUninit<Held>,
 ) -> Option<&'a Held> {
     // SAFETY: then it has been written.
-    hold_in(tuple, entry, held).then(|| unsafe { held.assume_init_ref() })
+    hold_in(tuple, entry, claim, held).then(|| unsafe { held.assume_init_ref() })
 }
 
 /// As [`hold`]: the verifier lets no function return a place on its caller's stack.
 #[inline(never)]
-fn hold_in<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>, held: &mut MaybeUninit<Held>) -> bool {
-    match take(tuple, entry, true) {
-        Some(taken) => {
-            held.write(taken);
-            true
-        }
-        None => false,
-    }
+fn hold_in<A: Family>(
+    tuple: &Tuple<A>,
+    entry: &Conntrack<A>,
+    claim: Claim,
+    held: &mut MaybeUninit<Held>,
+) -> bool {
+    let taken = place(tuple).and_then(|place| take(tuple, place, entry, claim));
+    taken.map(|taken| held.write(taken)).is_some()
+}
+
+/// As [`hold`] with [`Claim::New`], for a flow whose destination port is chosen such that it stands in the same row as the
+/// slot that is held: what a CPU has at hand.
+#[inline(always)]
+pub fn hold_beside<'a, A: Family>(
+    tuple: &mut Tuple<A>,
+    entry: &Conntrack<A>,
+    other: &Held,
+    held: &'a mut MaybeUninit<Held>,
+) -> Option<&'a Held> {
+    // SAFETY: then it has been written.
+    hold_beside_in(tuple, entry, other, held).then(|| unsafe { held.assume_init_ref() })
+}
+
+/// As [`hold_beside`]: see [`hold_in`].
+#[inline(never)]
+fn hold_beside_in<A: Family>(
+    tuple: &mut Tuple<A>,
+    entry: &Conntrack<A>,
+    other: &Held,
+    held: &mut MaybeUninit<Held>,
+) -> bool {
+    let Some(neighbours) = neighbours(tuple) else {
+        return false;
+    };
+    tuple.destination_port = neighbours.port_in(other.row);
+    let taken = take(tuple, neighbours.at(tuple.destination_port), entry, Claim::New);
+    taken.map(|taken| held.write(taken)).is_some()
 }
 
 /// Writes what a slot that is held is for.
@@ -222,64 +274,76 @@ pub fn fill<A: Family>(held: &Held, tuple: &Tuple<A>, entry: &Conntrack<A>) {
 /// Leaves a slot that is held empty.
 #[inline(always)]
 pub fn release<A: Family>(held: &Held) {
-    say::<A>(held, 0);
+    say::<A>(held, held.word & WAY_BITS);
 }
 
-/// Writes the tag of a slot that is held.
+/// Writes the word of a slot that is held.
 #[inline(always)]
 fn say<A: Family>(held: &Held, word: u32) {
     if let Some(row) = row_of::<A>(held.row)
-        && let Some(tag) = row.tags.get((held.word & WAY_BITS) as usize)
+        && let Some(at) = row.words.get((held.word & WAY_BITS) as usize)
     {
-        publish(tag, word);
+        publish(at, word);
     }
 }
 
 #[inline(always)]
-fn take<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>, alone: bool) -> Option<Held> {
-    let place = place(tuple)?;
+fn take<A: Family>(tuple: &Tuple<A>, place: Place, entry: &Conntrack<A>, claim: Claim) -> Option<Held> {
     let now = units(entry.last_seen);
     let mut number = place.first();
     let mut row = row_of::<A>(number)?;
-    let mut way = tagged(&row.tags, place.tag());
-    let collides = way != 0;
-    if !collides || !same(&slot_of::<A>(slot(number, way))?.tuple, tuple) {
-        way = least(&row.until);
-        let crowded = is_crowded(way, now);
+    let mut way = tagged(&row.words, place.tag());
+    let collides = way != NONE;
+    if collides && same(&slot_of::<A>(slot(number, way))?.tuple, tuple) {
+        if claim == Claim::New {
+            return None;
+        }
+    } else {
+        way = price(&row.words, now);
+        let crowded = is_crowded(way);
         if collides || crowded || row.spilled != 0 {
             let second = place.second();
             let other = row_of::<A>(second)?;
-            let there = tagged(&other.tags, place.tag());
-            let less = least(&other.until);
-            if there != 0 && same(&slot_of::<A>(slot(second, there))?.tuple, tuple) {
+            let there = tagged(&other.words, place.tag());
+            if there == NONE {
+                if collides || crowded {
+                    let less = price(&other.words, now);
+                    if collides || less < way {
+                        // To be seen before the flow is.
+                        store(&row.spilled, 1);
+                        (number, row, way) = (second, other, less);
+                    }
+                }
+            } else if same(&slot_of::<A>(slot(second, there))?.tuple, tuple) {
+                if claim == Claim::New {
+                    return None;
+                }
                 (number, row, way) = (second, other, there);
-            } else if there == 0 && (collides || crowded && less < way) {
-                // To be seen before the flow is.
-                store(&row.spilled, 1);
-                (number, row, way) = (second, other, less);
             } else if collides {
-                // Twice the same of 26 bits: the next port is another flow.
+                // Twice the same tag: the next port is another flow.
                 return None;
             }
         }
     }
-    let index = (way & WAY_BITS) as usize;
-    let (tag, time) = (row.tags.get(index)?, row.until.get(index)?);
-    let found = load(tag);
-    if found & HELD != 0 && load(time) >> 4 > now {
+    let at = row.words.get((way & WAY_BITS) as usize)?;
+    let found = load(at);
+    if found & HELD != 0 && is_kept(found, now) {
         return None;
     }
-    // First, so that nobody takes what is held for what somebody left so.
-    store(time, until(entry.last_seen, tuple.protocol, entry.seen, way));
-    let word = place.tag() | HELD | way & WAY_BITS;
-    if swap_if(tag, found, word) != found {
+    let kept = until(entry.last_seen, tuple.protocol, entry.seen);
+    let word = place.tag() | kept | HELD | way & WAY_BITS;
+    if swap_if(at, found, word) != found {
         return None;
     }
     // The first from either end is the only one.
-    if alone && (tagged(&row.tags, place.tag()) != word || last_tagged(&row.tags, place.tag()) != word) {
-        publish(tag, 0);
+    if claim != Claim::Any
+        && (tagged(&row.words, place.tag()) != word || last_tagged(&row.words, place.tag()) != word)
+    {
+        publish(at, way & WAY_BITS);
         return None;
     }
+    // Read again, a verifier knows nothing of it that would make it walk through what follows once for each way to here.
+    let word = load(at);
     Some(Held { row: number, word })
 }
 

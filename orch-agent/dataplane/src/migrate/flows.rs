@@ -5,7 +5,7 @@ use std::{collections::HashSet, io, path::Path};
 use orch_ebpf::{
     Address as _, Address4, Address6,
     conntrack::{Conntrack, Tuple},
-    flow_table::{HELD, Row, SECRET_ROW, slot},
+    flow_table::{HELD, Row, SECRET_ROW, USED, slot},
 };
 
 use super::{
@@ -166,13 +166,13 @@ fn opened<A: MapAddress>(folder: &Path) -> Result<flow_table::Flows<A>, String> 
     table.open().map_err(|error| error.to_string())
 }
 
-/// Which slots of a table are in use.
+/// Which slots of a table are in use. In its first layout a row was twice as long, and began the same.
 fn used(rows: &RawMap, batch: usize) -> io::Result<HashSet<u32>> {
     let mut used = HashSet::new();
     rows.for_each(batch, |key, value| {
         let (number, row) = (read::<u32>(key), read::<Row>(value));
         if let Some((number, row)) = number.zip(row).filter(|(number, _)| *number != SECRET_ROW) {
-            let words = row.tags.into_iter().filter(|word| *word != 0 && word & HELD == 0);
+            let words = row.words.into_iter().filter(|word| word & (USED | HELD) == USED);
             used.extend(words.map(|word| slot(number, word)));
         }
         Ok(())

@@ -189,7 +189,7 @@ impl Staging {
             }
             self.change(name, old, old_layout, new_layout);
         }
-        self.pair_flows(&mut kept, wanted);
+        self.pair_flows(&mut kept, (current, pinned), wanted)?;
         if let Some((cause, why)) = self
             .anew
             .iter()
@@ -228,23 +228,31 @@ impl Staging {
 
     /// A table of flows stays as it is or is made anew as a whole: its slots are nothing without what says which of them are
     /// in use.
-    fn pair_flows(&mut self, kept: &mut BTreeMap<String, RawMap>, wanted: &HashMap<String, Layout>) {
+    fn pair_flows(
+        &mut self,
+        kept: &mut BTreeMap<String, RawMap>,
+        (current, pinned): (&Path, &BTreeSet<String>),
+        wanted: &HashMap<String, Layout>,
+    ) -> Result<(), DataplaneError> {
         for suffix in [Address4::SUFFIX, Address6::SUFFIX] {
             let [rows, slots] = [ROWS_MAP, CONNTRACK_MAP].map(|name| format!("{name}{suffix}"));
             if kept.contains_key(&rows) && kept.contains_key(&slots) {
                 continue;
             }
-            let (old_rows, old_slots) = (kept.remove(&rows), kept.remove(&slots));
-            // Of another layout they say nothing.
+            kept.remove(&rows);
             self.changes.remove(&rows);
             self.anew.remove(&rows);
-            if let Some((old, layout)) = old_slots.zip(wanted.get(&slots)) {
+            if let Some((old, layout)) = kept.remove(&slots).zip(wanted.get(&slots)) {
                 self.change(slots.clone(), old, layout.clone(), layout);
             }
-            if let Some(change) = self.changes.get_mut(&slots) {
-                change.rows = old_rows.filter(|_| change.old_layout.kind == change.new_layout.kind);
+            if let Some(change) = self.changes.get_mut(&slots)
+                && change.old_layout.kind == change.new_layout.kind
+                && pinned.contains(&rows)
+            {
+                change.rows = Some(RawMap::open(&current.join(&rows)).map_err(kernel("open", &rows))?);
             }
         }
+        Ok(())
     }
 
     /// Where a map of the new set is pinned.
