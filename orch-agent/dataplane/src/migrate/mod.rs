@@ -81,6 +81,12 @@ fn base(name: &str) -> &str {
     name.strip_suffix(['4', '6']).unwrap_or(name)
 }
 
+/// Whether a map is another one with each version of the ABI, however alike its types are: where a number's meaning is in no
+/// type, and the settings, by whose version old programs know that maps are theirs.
+fn is_versioned(name: &str, layout: &Layout) -> bool {
+    matches!(layout.kind, RING_BUFFER | PER_CPU_ARRAY) || [CONFIG_MAP, ROWS_MAP].contains(&base(name))
+}
+
 /// A map that changes: the old one, and the layouts of both.
 struct Change {
     old: RawMap,
@@ -181,9 +187,7 @@ impl Staging {
             };
             let old = RawMap::open(&current.join(found)).map_err(kernel("open", found))?;
             let old_layout = Layout::of_map(&old).map_err(kernel("describe", found))?;
-            // Their meaning is not in any type.
-            let numbered = matches!(new_layout.kind, RING_BUFFER | PER_CPU_ARRAY);
-            if old_layout.fits(new_layout) && (self.same_version || !numbered) {
+            if old_layout.fits(new_layout) && (self.same_version || !is_versioned(&name, new_layout)) {
                 kept.insert(name, old);
                 continue;
             }

@@ -8,7 +8,7 @@ use aya::{
 };
 use orch_ebpf::{
     Address as _, Address4, PROTOCOL_TCP,
-    config::{NODE_LOCAL, NODES_MAP, NODES_MAX},
+    config::{Config, NODE_LOCAL, NODES_MAP, NODES_MAX},
     conntrack::{Conntrack, KIND_SERVICE, SEEN_TRAFFIC, Tuple},
     endpoint::ENDPOINTS_MAP,
     event::METRICS_MAP,
@@ -129,6 +129,7 @@ impl Drop for Root {
 
 const LRU: u32 = layout::LRU_HASH;
 const ON_DEMAND: u32 = 1;
+const NODES4: &str = "ORCH_NODES4";
 
 fn make(kind: u32, sizes: (u32, u32), max_entries: u32, types: (Writer, u32, u32)) -> RawMap {
     let (writer, key, value) = types;
@@ -549,6 +550,37 @@ fn flows_of_rows_of_two_lines_are_moved() {
     programs.settle().unwrap();
     assert_ne!(root.id("ORCH_ROWS4"), former.info().id);
     assert_ne!(root.id("ORCH_CONNTRACK4"), slots);
+}
+
+#[test]
+fn programs_of_another_version_keep_their_settings_until_they_are_replaced() {
+    let root = Root::new("settings");
+    let (programs, mut loaded) = root.load();
+    let other = ABI_VERSION - 1;
+    loaded
+        .configure(|settings| {
+            settings.abi_version = other;
+            settings.uplink_ifindex = 7;
+        })
+        .unwrap();
+    drop((programs, loaded));
+    let ids = [CONFIG_MAP, "ORCH_ROWS6", NODES4].map(|name| root.id(name));
+
+    let (mut programs, mut loaded) = root.load();
+    assert!(programs.is_moving());
+    loaded
+        .configure(|settings| settings.abi_version = ABI_VERSION)
+        .unwrap();
+    assert_eq!(loaded.config.get(&0, 0).unwrap().uplink_ifindex, 7);
+    let old = RawMap::open(&maps::folder(&root.0).join(CONFIG_MAP)).unwrap();
+    let settings: Config = read(&old.get(&[0; 4]).unwrap().unwrap()).unwrap();
+    assert_eq!(settings.abi_version, other);
+    programs.settle().unwrap();
+    let [config, rows, nodes] = [CONFIG_MAP, "ORCH_ROWS6", NODES4].map(|name| root.id(name));
+    assert_eq!(
+        (config == ids[0], rows == ids[1], nodes == ids[2]),
+        (false, false, true)
+    );
 }
 
 #[test]
