@@ -38,8 +38,10 @@ pub const TAG_BITS: u32 = (1 << UNTIL_SHIFT) - USED;
 const UNTIL_SHIFT: u32 = 22;
 /// The half of what these bits can tell apart.
 const HALF: u32 = 1 << (31 - UNTIL_SHIFT);
-/// What a search for words of a row finds when there is none: no slot has this number.
+/// What a search for words of a row finds when there is none: no slot has this number, and it is [`HELD`], so that nobody
+/// reads a slot by it.
 pub const NONE: u32 = u32::MAX;
+const _: () = assert!(NONE & HELD != 0 && NONE & WAY_BITS >= WAYS as u32);
 
 /// A slot: a flow as it is seen in a packet, and what is known of it.
 #[repr(C)]
@@ -214,11 +216,17 @@ const fn worth(word: u32, now: u32) -> u32 {
     word.wrapping_sub(now.wrapping_sub(HALF) << UNTIL_SHIFT)
 }
 
+/// Whether the time of what [`worth`] says is not over.
+#[inline(always)]
+const fn lasts(worth: u32) -> bool {
+    worth >> UNTIL_SHIFT > HALF
+}
+
 /// Whether a slot with this word is worth keeping still.
 #[inline(always)]
 #[must_use]
 pub const fn is_kept(word: u32, now: u32) -> bool {
-    worth(word, now) >> UNTIL_SHIFT > HALF
+    lasts(worth(word, now))
 }
 
 /// How many slots of a row are taken before a look at the other row is worth its while. Free ones are taken in order, so
@@ -229,7 +237,7 @@ const MANY: u32 = 11;
 #[inline(always)]
 #[must_use]
 pub const fn is_crowded(price: u32) -> bool {
-    price >> UNTIL_SHIFT > HALF || (price <= WAY_BITS && price >= MANY)
+    lasts(price) || (price <= WAY_BITS && price >= MANY)
 }
 
 /// Reads a word of a row, which others write meanwhile.

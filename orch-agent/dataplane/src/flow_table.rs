@@ -127,7 +127,7 @@ impl<A: MapAddress> Flows<A> {
 
     /// What is in the slot with this word, as long as it is the same flow's.
     fn slot(&self, row: u32, word: u32) -> io::Result<Option<Slot<A>>> {
-        if word == NONE || word & (HELD | USED) != USED {
+        if word & (HELD | USED) != USED {
             return Ok(None);
         }
         let slot = self.slots.read(slot(row, word) as usize, 0)?;

@@ -92,6 +92,12 @@ fn row_of<A: Family>(number: u32) -> Option<&'static Row> {
     A::rows().get(number)
 }
 
+/// The word of the slot whose number the lowest bits are.
+#[inline(always)]
+fn word_of(row: &Row, word: u32) -> Option<&u32> {
+    row.words.get((word & WAY_BITS) as usize)
+}
+
 #[inline(always)]
 fn slot_of<A: Family>(number: u32) -> Option<&'static mut Slot<A>> {
     let slot = A::conntrack().get_ptr_mut(number)?;
@@ -159,10 +165,10 @@ fn is_same<A: Family>(one: &Tuple<A>, other: &Tuple<A>) -> bool {
 fn search<A: Family>(tuple: &Tuple<A>, number: u32, tag: u32) -> Option<Found<A>> {
     let row = row_of::<A>(number)?;
     let word = tagged(&row.words, tag);
-    if word == NONE || word & HELD != 0 {
+    if word & HELD != 0 {
         return None;
     }
-    let at = row.words.get((word & WAY_BITS) as usize)?;
+    let at = word_of(row, word)?;
     let slot = slot_of::<A>(slot(number, word))?;
     same(&slot.tuple, tuple).then_some(Found { at, word, slot })
 }
@@ -281,7 +287,7 @@ pub fn release<A: Family>(held: &Held) {
 #[inline(always)]
 fn say<A: Family>(held: &Held, word: u32) {
     if let Some(row) = row_of::<A>(held.row)
-        && let Some(at) = row.words.get((held.word & WAY_BITS) as usize)
+        && let Some(at) = word_of(row, held.word)
     {
         publish(at, word);
     }
@@ -325,7 +331,7 @@ fn take<A: Family>(tuple: &Tuple<A>, place: Place, entry: &Conntrack<A>, claim: 
             }
         }
     }
-    let at = row.words.get((way & WAY_BITS) as usize)?;
+    let at = word_of(row, way)?;
     let found = load(at);
     if found & HELD != 0 && is_kept(found, now) {
         return None;

@@ -116,8 +116,12 @@ impl Root {
             .collect()
     }
 
+    fn open(&self, name: &str) -> RawMap {
+        RawMap::open(&maps::folder(&self.0).join(name)).unwrap()
+    }
+
     fn id(&self, name: &str) -> u32 {
-        RawMap::open(&maps::folder(&self.0).join(name)).unwrap().info().id
+        self.open(name).info().id
     }
 }
 
@@ -129,7 +133,6 @@ impl Drop for Root {
 
 const LRU: u32 = layout::LRU_HASH;
 const ON_DEMAND: u32 = 1;
-const NODES4: &str = "ORCH_NODES4";
 
 fn make(kind: u32, sizes: (u32, u32), max_entries: u32, types: (Writer, u32, u32)) -> RawMap {
     let (writer, key, value) = types;
@@ -295,7 +298,7 @@ fn the_kernel_and_the_object_describe_the_maps_alike() {
     let (programs, loaded) = root.load();
     let wanted = layout::of_object(load::object()).unwrap();
     for name in maps::names() {
-        let map = RawMap::open(&maps::folder(&root.0).join(&name)).unwrap();
+        let map = root.open(&name);
         assert_eq!(&Layout::of_map(&map).unwrap(), &wanted[&name], "{name}");
         assert_eq!(
             wanted[&name].types.is_some(),
@@ -519,8 +522,7 @@ fn flows_of_rows_of_two_lines_are_moved() {
         };
         assert!(flows.insert(&tuple(client), &known).unwrap());
     }
-    let [rows, slots] = ["ORCH_ROWS4", "ORCH_CONNTRACK4"]
-        .map(|name| RawMap::open(&maps::folder(&root.0).join(name)).unwrap());
+    let [rows, slots] = ["ORCH_ROWS4", "ORCH_CONNTRACK4"].map(|name| root.open(name));
     let former = fourth_rows();
     for number in 0..ROWS as u32 {
         let row: Row = read(&rows.get(&number.to_ne_bytes()).unwrap().unwrap()).unwrap();
@@ -564,7 +566,7 @@ fn programs_of_another_version_keep_their_settings_until_they_are_replaced() {
         })
         .unwrap();
     drop((programs, loaded));
-    let ids = [CONFIG_MAP, "ORCH_ROWS6", NODES4].map(|name| root.id(name));
+    let ids = [CONFIG_MAP, "ORCH_ROWS6", "ORCH_NODES4"].map(|name| root.id(name));
 
     let (mut programs, mut loaded) = root.load();
     assert!(programs.is_moving());
@@ -572,11 +574,11 @@ fn programs_of_another_version_keep_their_settings_until_they_are_replaced() {
         .configure(|settings| settings.abi_version = ABI_VERSION)
         .unwrap();
     assert_eq!(loaded.config.get(&0, 0).unwrap().uplink_ifindex, 7);
-    let old = RawMap::open(&maps::folder(&root.0).join(CONFIG_MAP)).unwrap();
+    let old = root.open(CONFIG_MAP);
     let settings: Config = read(&old.get(&[0; 4]).unwrap().unwrap()).unwrap();
     assert_eq!(settings.abi_version, other);
     programs.settle().unwrap();
-    let [config, rows, nodes] = [CONFIG_MAP, "ORCH_ROWS6", NODES4].map(|name| root.id(name));
+    let [config, rows, nodes] = [CONFIG_MAP, "ORCH_ROWS6", "ORCH_NODES4"].map(|name| root.id(name));
     assert_eq!(
         (config == ids[0], rows == ids[1], nodes == ids[2]),
         (false, false, true)
