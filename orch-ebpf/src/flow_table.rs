@@ -4,7 +4,9 @@
 //! each slot. All rows together are a megabyte, which a CPU keeps near; so what a new flow waits for is not memory, as with
 //! the kernel's hash that forgets what was not used for longest: its slot, which is far, is only written. A new flow takes
 //! whichever slot of its first row is free or is worth least. Only when few of these are free, or all are worth keeping, may it
-//! go to its second row, and the first says so from then on.
+//! go to its second row, and the first says so from then on. In a table that is full of what nobody answered, as a flood
+//! leaves it, that look at another row is in vain, and so is one for the cheapest of fifteen: a row says for a while that it
+//! was, and then a slot of chance is written over, if it is such a flow's.
 //!
 //! A slot belongs to whoever swaps its word for one that is [`HELD`], and can be found once the word is whole. Programs do
 //! that on all CPUs at once, and the agent beside them, in the same memory.
@@ -62,11 +64,63 @@ pub struct Row {
     /// A word for each slot: its number, whether it is in use, a part of the hash of its tuple, and until when it is worth
     /// keeping.
     pub words: [u32; WAYS],
-    /// Not zero once a flow of this row had to go to its second one.
-    pub spilled: u32,
+    /// Which of its flows went to their second row, see [`went_beside`]; how many have, in six bits; and in ten when one looked
+    /// for a better slot there in vain, in [`units`].
+    pub beside: u32,
 }
 
-abi!(Row, size 64, align 4, { words @ 0, spilled @ 60 });
+abi!(Row, size 64, align 4, { words @ 0, beside @ 60 });
+
+/// One more flow that went to its second row, in [`Row::beside`].
+const WENT: u32 = 1 << 16;
+/// The bits of [`Row::beside`] that count these.
+const WENT_BITS: u32 = (1 << UNTIL_SHIFT) - WENT;
+
+/// The bit of [`Row::beside`] of flows with this tag.
+#[inline(always)]
+#[must_use]
+pub const fn mark(tag: u32) -> u32 {
+    1 << (tag >> (UNTIL_SHIFT - 4) & 0xf)
+}
+
+/// Whether a flow with this tag may stand in its second row, by what its first says.
+#[inline(always)]
+#[must_use]
+pub const fn went_beside(beside: u32, tag: u32) -> bool {
+    beside & mark(tag) != 0
+}
+
+/// What the first row says from when a flow with this tag goes to its second: never what it said before.
+#[inline(always)]
+#[must_use]
+pub const fn sent_beside(beside: u32, tag: u32) -> u32 {
+    beside & !WENT_BITS | beside.wrapping_add(WENT) & WENT_BITS | mark(tag)
+}
+
+/// What a row says that knows which of its flows are in their second row, see [`mark`].
+#[inline(always)]
+#[must_use]
+pub const fn with_marks(beside: u32, marks: u32) -> u32 {
+    beside & !(WENT - 1) | marks
+}
+
+/// What a row says from when a flow has looked for a better slot in its second row and found none: something else only if there
+/// is no free one in either, by the [`price`] in this one.
+#[inline(always)]
+#[must_use]
+pub const fn found_full(beside: u32, price: u32, now: u32) -> u32 {
+    if price <= WAY_BITS {
+        return beside;
+    }
+    beside & !(u32::MAX << UNTIL_SHIFT) | now << UNTIL_SHIFT
+}
+
+/// Whether that was so lately that it will be so still.
+#[inline(always)]
+#[must_use]
+pub const fn is_vain(beside: u32, now: u32) -> bool {
+    (beside >> UNTIL_SHIFT) == now & (u32::MAX >> UNTIL_SHIFT)
+}
 
 /// Where the entries of tuples may stand that differ in nothing but the destination's port.
 ///
@@ -210,6 +264,26 @@ pub fn price(words: &[u32; WAYS], now: u32) -> u32 {
     least
 }
 
+/// The price of one slot of a row, which the tag chooses, if that is free or a flow's that nobody has answered; [`NONE`]
+/// otherwise.
+#[inline(always)]
+#[must_use]
+pub fn price_of_one(words: &[u32; WAYS], tag: u32, now: u32) -> u32 {
+    let Some(word) = words.get((tag / (2 * USED) & WAY_BITS) as usize) else {
+        return NONE;
+    };
+    let word = load(word);
+    if word & (HELD | USED) == 0 {
+        return word;
+    }
+    let price = worth(word, now);
+    if word & HELD == 0 && is_cheap(price) {
+        price
+    } else {
+        NONE
+    }
+}
+
 /// A word whose time is counted from the half of all times before now, in [`units`], so that times can be compared.
 #[inline(always)]
 const fn worth(word: u32, now: u32) -> u32 {
@@ -231,14 +305,35 @@ pub const fn is_kept(word: u32, now: u32) -> bool {
 
 /// How many slots of a row are taken before a look at the other row is worth its while. Free ones are taken in order, so
 /// this is the number of one.
-const MANY: u32 = 11;
+const MANY: u32 = 13;
 
-/// Whether a flow had better look for a slot in its other row, by the [`price`] in this one.
+/// Whether a flow had better look for a slot in its other row, by the [`price`] in this one, and whether such a look was in
+/// vain.
 #[inline(always)]
 #[must_use]
-pub const fn is_crowded(price: u32) -> bool {
-    lasts(price) || (price <= WAY_BITS && price >= MANY)
+pub const fn is_crowded(price: u32, vain: bool) -> bool {
+    if vain {
+        !is_cheap(price)
+    } else {
+        lasts(price) || (price <= WAY_BITS && price >= MANY)
+    }
 }
+
+/// Whether a slot with this [`price`] is free, or a flow's that nobody has answered or that is over.
+#[inline(always)]
+const fn is_cheap(price: u32) -> bool {
+    price >> UNTIL_SHIFT <= HALF + UNANSWERED
+}
+
+/// Whether one [`price`] is so much less than another that a flow goes to its second row for it.
+#[inline(always)]
+#[must_use]
+pub const fn is_less(one: u32, other: u32) -> bool {
+    one >> UNTIL_SHIFT < other >> UNTIL_SHIFT || (one < other && other <= WAY_BITS)
+}
+
+/// For how long a flow is worth keeping that nobody has answered, or that is over, in [`units`].
+const UNANSWERED: u32 = 1;
 
 /// Reads a word of a row, which others write meanwhile.
 #[inline(always)]
@@ -273,7 +368,7 @@ pub const fn units(nanoseconds: u64) -> u32 {
 #[must_use]
 pub fn until(last_seen: u64, protocol: u8, seen: u8) -> u32 {
     let worth = if seen & SEEN_TRAFFIC == 0 || seen & (SEEN_FIN | SEEN_RST) != 0 {
-        1
+        UNANSWERED
     } else if protocol == PROTOCOL_TCP {
         291
     } else {
@@ -377,13 +472,16 @@ mod tests {
             words[10] = until(now - (1 << 37), PROTOCOL_TCP, SEEN_TRAFFIC | SEEN_FIN) | USED | 10;
             assert_eq!(cheapest(&words), 10);
             assert!(!is_kept(words[10], units(now)) && is_kept(words[9], units(now)));
-            assert!(!is_crowded(price(&words, units(now))), "the time of one is over");
+            assert!(
+                !is_crowded(price(&words, units(now)), false),
+                "the time of one is over"
+            );
             words[12] = 12;
             assert_eq!(price(&words, units(now)), 12);
             words[12] = HELD | USED | connection | 12;
             words[10] = connection | 10;
             assert_eq!(cheapest(&words), 9);
-            assert!(is_crowded(price(&words, units(now))));
+            assert!(is_crowded(price(&words, units(now)), false));
         }
     }
 

@@ -12,8 +12,8 @@ use aya::maps::{Array, IterableMap as _, MapData};
 use orch_ebpf::{
     conntrack::{CONNTRACK_MAX, Conntrack, Tuple},
     flow_table::{
-        HELD, NONE, Place, ROWS, Row, SECRET_ROW, Slot, TAG_BITS, USED, WAY_BITS, WAYS, is_crowded, price,
-        slot, tagged, units, until,
+        HELD, NONE, Place, ROWS, Row, SECRET_ROW, Slot, TAG_BITS, USED, WAY_BITS, WAYS, is_crowded, is_less,
+        mark, price, sent_beside, slot, tagged, units, until, with_marks,
     },
 };
 
@@ -92,6 +92,14 @@ fn load(word: &AtomicU32) -> u32 {
     word.load(Ordering::SeqCst)
 }
 
+/// Which flows went to their second rows: a packet of another of the row's looks for it in one row only.
+pub struct Marks {
+    /// What the rows said.
+    said: Vec<u32>,
+    /// Which flows there are.
+    found: Vec<u16>,
+}
+
 /// A table whose memory is mapped.
 pub struct Flows<A: MapAddress> {
     rows: Mapped<Row>,
@@ -100,17 +108,17 @@ pub struct Flows<A: MapAddress> {
 }
 
 impl<A: MapAddress> Flows<A> {
-    /// Every flow of these rows. One that goes or comes meanwhile is there or not.
+    /// Every flow of these rows, with its row. One that goes or comes meanwhile is there or not.
     ///
     /// # Errors
     /// When there are no such rows.
-    pub fn of_rows(&self, rows: Range<u32>) -> io::Result<Vec<(Tuple<A>, Conntrack<A>)>> {
+    pub fn of_rows(&self, rows: Range<u32>) -> io::Result<Vec<(u32, Tuple<A>, Conntrack<A>)>> {
         let mut all = Vec::new();
         for row in rows {
             for way in 0..WAYS as u32 {
                 let word = load(word_of(&self.rows, row, way)?);
                 if let Some(Slot { tuple, entry }) = self.slot(row, word)? {
-                    all.push((tuple, entry));
+                    all.push((row, tuple, entry));
                 }
             }
         }
@@ -122,7 +130,50 @@ impl<A: MapAddress> Flows<A> {
     /// # Errors
     /// As for [`Self::of_rows`].
     pub fn all(&self) -> io::Result<Vec<(Tuple<A>, Conntrack<A>)>> {
-        self.of_rows(0..ROWS as u32)
+        let all = self.of_rows(0..ROWS as u32)?.into_iter();
+        Ok(all.map(|(_, tuple, entry)| (tuple, entry)).collect())
+    }
+
+    /// What a row says of its flows' second rows.
+    fn beside(&self, row: u32) -> io::Result<&AtomicU32> {
+        self.rows.word(row as usize, offset_of!(Row, beside))
+    }
+
+    /// What all rows say now, to find out which of it is no longer so: see [`Marks`].
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub fn marks(&self) -> io::Result<Marks> {
+        let said = (0..ROWS as u32).map(|row| self.beside(row).map(load));
+        Ok(Marks {
+            said: said.collect::<io::Result<_>>()?,
+            found: vec![0; ROWS],
+        })
+    }
+
+    /// Notes a flow that stands in a row.
+    pub fn note(&self, marks: &mut Marks, row: u32, tuple: &Tuple<A>) {
+        let place = Place::of(tuple, self.secret);
+        if place.first() != row {
+            marks.found[place.first() as usize] |= mark(place.tag()) as u16;
+        }
+    }
+
+    /// Lets rows forget flows that went to their second row and are there no longer, once all that are have been noted. A
+    /// row to which another was added meanwhile is for the next time.
+    ///
+    /// # Errors
+    /// As for [`Self::get`].
+    pub fn forget_marks(&self, marks: &Marks) -> io::Result<()> {
+        for (row, (said, found)) in (0..).zip(marks.said.iter().zip(&marks.found)) {
+            let says = with_marks(*said, (*found).into());
+            if says != *said {
+                let _ = self
+                    .beside(row)?
+                    .compare_exchange(*said, says, Ordering::SeqCst, Ordering::SeqCst);
+            }
+        }
+        Ok(())
     }
 
     /// What is in the slot with this word, as long as it is the same flow's.
@@ -192,9 +243,11 @@ impl<A: MapAddress> Flows<A> {
         let now = units(entry.last_seen);
         let (home, other) = (price(&words, now), price(&other_words, now));
         let full = tagged(&other_words, place.tag()) != NONE;
-        if !full && (collides || is_crowded(home) && other < home) {
-            let spilled = self.rows.word(first as usize, offset_of!(Row, spilled))?;
-            spilled.store(1, Ordering::SeqCst);
+        if !full && (collides || is_crowded(home, false) && is_less(other, home)) {
+            let says = |beside| Some(sent_beside(beside, place.tag()));
+            let _ = self
+                .beside(first)?
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, says);
             return Ok(Some((second, other)));
         }
         Ok((!collides).then_some((first, home)))
@@ -245,6 +298,7 @@ mod tests {
     use orch_ebpf::{
         Address4, PROTOCOL_TCP,
         conntrack::{KIND_SERVICE, SEEN_SYN, SEEN_TRAFFIC},
+        flow_table::went_beside,
     };
 
     use super::*;
@@ -316,6 +370,51 @@ mod tests {
         // Who opens it beside sees the same.
         let beside = maps::pinned_flows::<Address4>(&maps::folder(&root.0)).unwrap();
         assert!(beside.open().unwrap().get(&all[8]).unwrap().is_some());
+    }
+
+    #[test]
+    fn rows_forget_who_went_to_another() {
+        let root = Root::new("marks");
+        let flows = root.flows();
+        let full: Vec<_> = (0..CONNTRACK_MAX as u32).map(tuple).collect();
+        for tuple in &full {
+            assert!(flows.insert(tuple, &entry(NOW, SEEN_SYN)).unwrap());
+        }
+        let marked = || {
+            let said = flows.marks().unwrap().said;
+            said.iter().map(|said| (said & 0xffff).count_ones()).sum::<u32>()
+        };
+        let settle = || {
+            let mut marks = flows.marks().unwrap();
+            for (row, tuple, _) in flows.of_rows(0..ROWS as u32).unwrap() {
+                flows.note(&mut marks, row, &tuple);
+            }
+            marks
+        };
+        let before = marked();
+        assert!(before > 10_000, "{before}");
+        let there = flows.all().unwrap();
+        flows.forget_marks(&settle()).unwrap();
+        assert!(marked() > before / 2);
+        let said = flows.marks().unwrap().said;
+        for (row, tuple, _) in flows.of_rows(0..ROWS as u32).unwrap() {
+            let place = Place::of(&tuple, flows.secret);
+            assert!(place.first() == row || went_beside(said[place.first() as usize], place.tag()));
+        }
+        let mut came = settle();
+        for (tuple, _) in &there {
+            assert!(flows.remove(tuple).unwrap());
+        }
+        flows.forget_marks(&settle()).unwrap();
+        assert_eq!(marked(), 0);
+        // What came after the rows were asked is not forgotten.
+        came.found.fill(0);
+        for tuple in &full {
+            assert!(flows.insert(tuple, &entry(NOW, SEEN_SYN)).unwrap());
+        }
+        let again = marked();
+        flows.forget_marks(&came).unwrap();
+        assert_eq!(marked(), again);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(30);
 /// Rows that are looked at before others have their turn.
 const BATCH: usize = 1024;
+/// What programs take to write a slot after they have said where it is, and much more.
+const PAUSE: Duration = Duration::from_millis(10);
 /// An idle TCP flow on which both sides could still speak (RFC 5382 REQ-5 asks for at least 2 h 4 min).
 const ESTABLISHED: Duration = Duration::from_secs(6 * 3600);
 /// A TCP flow that is opening or closing (RFC 5382 REQ-5: at least 4 min).
@@ -61,14 +63,18 @@ async fn sweep<A: MapAddress>(
     let gone: BTreeSet<A> = gone.iter().filter_map(|ip| A::from_ip(*ip)).collect();
     let flows = family(&shared.maps.lock()).conntrack.open()?;
     let (mut read, mut removed) = (0, 0);
+    let mut marks = flows.marks()?;
+    // Whoever said something before has written its slot by then.
+    tokio::time::sleep(PAUSE).await;
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
     for start in (0..ROWS as u32).step_by(BATCH) {
-        for (tuple, entry) in flows.of_rows(start..(start + BATCH as u32).min(ROWS as u32))? {
+        for (row, tuple, entry) in flows.of_rows(start..(start + BATCH as u32).min(ROWS as u32))? {
             read += 1;
             if !is_gone(&gone, &tuple, &entry)
                 && (!is_over(now, &tuple, &entry, None)
                     || !is_over(now, &tuple, &entry, flows.get(&entry.becomes.reverse())?.as_ref()))
             {
+                flows.note(&mut marks, row, &tuple);
                 continue;
             }
             // One that has gone by itself meanwhile is as gone as one removed here.
@@ -76,6 +82,7 @@ async fn sweep<A: MapAddress>(
         }
         tokio::task::yield_now().await;
     }
+    flows.forget_marks(&marks)?;
     shared.metrics.counted(CONNTRACK_MAP, A::SUFFIX, read - removed);
     Ok(removed)
 }

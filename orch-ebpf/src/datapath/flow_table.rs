@@ -6,8 +6,9 @@ use super::{family::Family, words};
 use crate::{
     conntrack::{Conntrack, Tuple},
     flow_table::{
-        HELD, NONE, Neighbours, Place, Row, SECRET_ROW, Slot, WAY_BITS, is_crowded, is_kept, last_tagged,
-        load, price, slot, tagged, units, until,
+        HELD, NONE, Neighbours, Place, Row, SECRET_ROW, Slot, WAY_BITS, found_full, is_crowded, is_kept,
+        is_less, is_vain, last_tagged, load, price, price_of_one, sent_beside, slot, tagged, units, until,
+        went_beside,
     },
 };
 
@@ -176,20 +177,34 @@ fn search<A: Family>(tuple: &Tuple<A>, number: u32, tag: u32) -> Option<Found<A>
 /// The entry of a flow.
 #[inline(always)]
 pub fn find<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Conntrack<A>> {
+    if A::BITS == 128 {
+        find_apart(tuple)
+    } else {
+        find_here(tuple)
+    }
+}
+
+#[inline(never)]
+fn find_apart<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Conntrack<A>> {
+    find_here(tuple)
+}
+
+#[inline(always)]
+fn find_here<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Conntrack<A>> {
     let place = place(tuple)?;
     if let Some(found) = search(tuple, place.first(), place.tag()) {
         return Some(&mut found.slot.entry);
     }
-    if row_of::<A>(place.first())?.spilled == 0 {
-        return None;
-    }
-    find_beside(tuple, place.second(), place.tag())
+    find_beside(tuple, place)
 }
 
-/// The entry of a flow that is in its second row.
+/// The entry of a flow that is in its second row, if any with its mark is.
 #[inline(never)]
-fn find_beside<A: Family>(tuple: &Tuple<A>, second: u32, tag: u32) -> Option<&'static mut Conntrack<A>> {
-    search(tuple, second, tag).map(|found| &mut found.slot.entry)
+fn find_beside<A: Family>(tuple: &Tuple<A>, place: Place) -> Option<&'static mut Conntrack<A>> {
+    if !went_beside(load(&row_of::<A>(place.first())?.beside), place.tag()) {
+        return None;
+    }
+    search(tuple, place.second(), place.tag()).map(|found| &mut found.slot.entry)
 }
 
 /// Says how long a flow is worth keeping, of which something new is known.
@@ -297,7 +312,7 @@ fn say<A: Family>(held: &Held, word: u32) {
 fn take<A: Family>(tuple: &Tuple<A>, place: Place, entry: &Conntrack<A>, claim: Claim) -> Option<Held> {
     let now = units(entry.last_seen);
     let mut number = place.first();
-    let mut row = row_of::<A>(number)?;
+    let row = row_of::<A>(number)?;
     let mut way = tagged(&row.words, place.tag());
     let collides = way != NONE;
     if collides && same(&slot_of::<A>(slot(number, way))?.tuple, tuple) {
@@ -305,32 +320,50 @@ fn take<A: Family>(tuple: &Tuple<A>, place: Place, entry: &Conntrack<A>, claim: 
             return None;
         }
     } else {
-        way = price(&row.words, now);
-        let crowded = is_crowded(way);
-        if collides || crowded || row.spilled != 0 {
+        if is_vain(load(&row.beside), now) {
+            way = price_of_one(&row.words, place.tag(), now);
+        } else {
+            way = NONE;
+        }
+        if way == NONE {
+            way = price(&row.words, now);
+        }
+        let crowded = is_crowded(way, is_vain(load(&row.beside), now));
+        if collides || crowded || went_beside(load(&row.beside), place.tag()) {
             let second = place.second();
             let other = row_of::<A>(second)?;
             let there = tagged(&other.words, place.tag());
             if there == NONE {
                 if collides || crowded {
                     let less = price(&other.words, now);
-                    if collides || less < way {
-                        // To be seen before the flow is.
-                        store(&row.spilled, 1);
-                        (number, row, way) = (second, other, less);
+                    let beside = load(&row.beside);
+                    let goes = collides || is_less(less, way);
+                    let says = if goes {
+                        sent_beside(beside, place.tag())
+                    } else {
+                        found_full(beside, way, now)
+                    };
+                    // To be seen before the flow is.
+                    let said = says == beside || swap_if(&row.beside, beside, says) == beside;
+                    if goes && said {
+                        (number, way) = (second, less);
+                    } else if collides {
+                        return None;
                     }
                 }
             } else if same(&slot_of::<A>(slot(second, there))?.tuple, tuple) {
                 if claim == Claim::New {
                     return None;
                 }
-                (number, row, way) = (second, other, there);
+                (number, way) = (second, there);
             } else if collides {
                 // Twice the same tag: the next port is another flow.
                 return None;
             }
         }
     }
+    // Asked for again instead of kept: a program's stack is small.
+    let row = row_of::<A>(number)?;
     let at = word_of(row, way)?;
     let found = load(at);
     if found & HELD != 0 && is_kept(found, now) {

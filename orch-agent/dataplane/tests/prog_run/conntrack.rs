@@ -1,9 +1,16 @@
 //! What is remembered of flows, and when it holds no more.
 
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use nix::time::{ClockId, clock_gettime};
 use orch_ebpf::{
     conntrack::{
-        DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_MASQUERADE, KIND_SERVICE, SEEN_FIN, SEEN_RST, SEEN_SYN,
-        SEEN_TRAFFIC,
+        DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_MASQUERADE, KIND_POLICY, KIND_SERVICE, SEEN_FIN, SEEN_RST,
+        SEEN_SYN, SEEN_TRAFFIC,
     },
     event::Path::NewFlow,
 };
@@ -27,7 +34,7 @@ fn flow(bench: &Bench, world: &World, packet: &Packet) -> Flow {
 }
 
 /// Whether the packet opens a flow, and where it leads.
-fn opens(bench: &mut Bench, packet: &Packet) -> (bool, std::net::IpAddr) {
+fn opens(bench: &mut Bench, packet: &Packet) -> (bool, IpAddr) {
     let before = bench.counters();
     let (verdict, seen) = bench.see(At::FromUplink, packet);
     assert_eq!(verdict, REDIRECT);
@@ -223,7 +230,7 @@ fn flows_that_are_opened_at_once_are_all_remembered() {
         // Two packets of one flow may meet; its next is the one that opens it.
         assert!(refused < EACH as usize / 8, "{refused} of {}", verdicts.len());
         let flows = bench.flows(world);
-        let known: std::collections::HashMap<_, _> = flows
+        let known: HashMap<_, _> = flows
             .iter()
             .map(|flow| (format!("{:?}", flow.key), flow))
             .collect();
@@ -248,5 +255,86 @@ fn flows_that_are_opened_at_once_are_all_remembered() {
             assert_eq!(back.becomes, Sides::of(&ask(port).answer()), "{}", world.name);
         }
         assert!(found + refused >= 2 * EACH as usize, "{found} and {refused}");
+    }
+}
+
+/// More flows than there are slots, on two CPUs, while connections are all that the table remembers.
+#[test]
+fn a_flood_of_first_packets_takes_no_connections_place() {
+    const CONNECTIONS: u32 = 60_000;
+    const EACH: u32 = 110_000;
+    let mut bench = Bench::new();
+    bench.refill(UDP, 81, |world| {
+        (0..20).map(|number| (world.remote, 8080 + number)).collect()
+    });
+    for world in &WORLDS {
+        // From as many addresses as it takes, each with its ports.
+        let from = |number: u32| {
+            let (address, port) = (number / 50_000, (number % 50_000) as u16);
+            let client = match world.client {
+                IpAddr::V4(client) => Ipv4Addr::from_bits(client.to_bits() + address).into(),
+                IpAddr::V6(client) => Ipv6Addr::from_bits(client.to_bits() + u128::from(address)).into(),
+            };
+            (client, 1024 + port)
+        };
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap());
+        let now = now.as_nanos() as u64;
+        let connections: Vec<Flow> = (0..CONNECTIONS)
+            .map(|number| {
+                let sides = Sides::of(&world.packet(TCP, from(number), (world.pod, 80)));
+                Flow {
+                    key: sides,
+                    becomes: sides,
+                    last_seen: now,
+                    backend: 0,
+                    kind: KIND_POLICY,
+                    direction: DIRECTION_REPLY,
+                    seen: SEEN_TRAFFIC,
+                    hop: 0,
+                    macs: [0; 12],
+                    ticks: 0,
+                }
+            })
+            .collect();
+        bench.put_flows(&connections);
+        let ask = |number| world.packet(UDP, from(number), (world.node, 30_081));
+        let lists = [0..EACH, EACH..2 * EACH].map(|all| all.map(|number| ask(number).bytes()).collect());
+        let verdicts = bench.run_at_once(At::FromUplink, lists);
+        let refused = verdicts.iter().filter(|verdict| **verdict != REDIRECT).count();
+        assert!(refused < EACH as usize / 1000, "{refused} of {}", verdicts.len());
+        let known: HashMap<Sides, Flow> = bench
+            .flows(world)
+            .into_iter()
+            .map(|flow| (flow.key, flow))
+            .collect();
+        let lost = connections.iter().filter(|flow| !known.contains_key(&flow.key));
+        assert_eq!(lost.count(), 0, "{}", world.name);
+        // Of what one CPU opened last most is there, though the other went on; and packets find all that are, wherever they stand.
+        let last = EACH - 2000..EACH;
+        let mut found = 0;
+        for number in last.clone() {
+            let ask = ask(number);
+            let Some(there) = known.get(&Sides::of(&ask)) else {
+                continue;
+            };
+            found += 1;
+            let before = bench.counters();
+            let (verdict, seen) = bench.see(At::FromUplink, &ask);
+            assert_eq!(verdict, REDIRECT);
+            assert_eq!(
+                (seen.source, seen.destination),
+                (there.becomes.source, there.becomes.destination)
+            );
+            assert!(
+                !bench.counted(&before).contains(&(Count::Took(NewFlow), 1)),
+                "{number}"
+            );
+        }
+        assert!(
+            found * 2 > last.len(),
+            "{}: {found} of {}",
+            world.name,
+            last.len()
+        );
     }
 }

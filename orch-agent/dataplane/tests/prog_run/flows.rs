@@ -11,7 +11,7 @@ use orch_ebpf::{
 use crate::{bench::Bench, packet::Packet, world::World};
 
 /// A tuple of either family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sides {
     pub protocol: u8,
     pub source: (IpAddr, u16),
@@ -93,24 +93,32 @@ impl Bench {
 
     /// Writes an entry, or another over it.
     pub fn put_flow(&mut self, flow: &Flow) {
-        fn one<A: MapAddress>(maps: &mut FamilyMaps<A>, flow: &Flow) {
-            let entry = Conntrack {
-                last_seen: flow.last_seen,
-                becomes: tuple(&flow.becomes),
-                backend: flow.backend,
-                kind: flow.kind,
-                direction: flow.direction,
-                seen: flow.seen,
-                hop: flow.hop,
-                macs: flow.macs,
-                ticks: flow.ticks,
-            };
-            let flows = maps.conntrack.open().unwrap();
-            assert!(flows.insert(&tuple::<A>(&flow.key), &entry).unwrap());
+        self.put_flows(std::slice::from_ref(flow));
+    }
+
+    /// Writes entries of one family.
+    pub fn put_flows(&mut self, flows: &[Flow]) {
+        fn all<A: MapAddress>(maps: &FamilyMaps<A>, flows: &[Flow]) {
+            let table = maps.conntrack.open().unwrap();
+            for flow in flows {
+                let entry = Conntrack {
+                    last_seen: flow.last_seen,
+                    becomes: tuple(&flow.becomes),
+                    backend: flow.backend,
+                    kind: flow.kind,
+                    direction: flow.direction,
+                    seen: flow.seen,
+                    hop: flow.hop,
+                    macs: flow.macs,
+                    ticks: flow.ticks,
+                };
+                assert!(table.insert(&tuple::<A>(&flow.key), &entry).unwrap());
+            }
         }
-        match flow.key.source.0 {
-            IpAddr::V4(_) => one(&mut self.maps.v4, flow),
-            IpAddr::V6(_) => one(&mut self.maps.v6, flow),
+        match flows.first().map(|flow| flow.key.source.0) {
+            Some(IpAddr::V4(_)) => all(&self.maps.v4, flows),
+            Some(IpAddr::V6(_)) => all(&self.maps.v6, flows),
+            None => {}
         }
     }
 }
