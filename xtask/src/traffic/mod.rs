@@ -1,6 +1,6 @@
 //! `cargo xtask traffic`: the small servers and clients that benchmarks start inside namespaces.
 //!
-//! Not for people: each client prints one JSON object, [`Outcome`].
+//! Not for people: each client prints one JSON object, [`Outcome`], and one with two targets a list of both's.
 
 mod http;
 mod tcp;
@@ -12,6 +12,7 @@ use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
 pub use tcp::{CLOSE_PORT, ECHO_PORT, SINK_PORT};
+use tcp::{Client, Connections, RoundTrips, Stream};
 
 /// What to do.
 #[derive(Subcommand, Debug)]
@@ -35,9 +36,24 @@ pub enum Traffic {
 pub struct Target {
     /// Address and port
     target: SocketAddr,
+    /// Another one, in turn with the first and for as long
+    #[arg(long)]
+    beside: Option<SocketAddr>,
     /// For how long
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+}
+
+impl Target {
+    /// Measures, and prints what came of it.
+    fn measure<C: Client>(&self, client: impl Fn(SocketAddr) -> Result<C>) -> Result<()> {
+        let length = Duration::from_secs_f64(self.seconds);
+        let mut first = client(self.target)?;
+        match self.beside {
+            None => print(&tcp::alone(&mut first, length)?),
+            Some(beside) => print(&tcp::by_turns([&mut first, &mut client(beside)?], length)?),
+        }
+    }
 }
 
 /// A rate of HTTP requests.
@@ -78,7 +94,7 @@ pub struct ProbeTarget {
 /// What a client measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Requests, round trips or connections that succeeded.
+    /// Requests, round trips, writes or connections that succeeded.
     pub done: u64,
     /// Bytes sent.
     pub bytes: u64,
@@ -138,26 +154,28 @@ impl Outcome {
 /// When the target cannot be reached at all.
 pub fn run(traffic: &Traffic) -> Result<()> {
     let time = Duration::from_secs_f64;
-    let outcome = match traffic {
-        Traffic::Serve => return tcp::serve(),
-        Traffic::RoundTrips(Target { target, seconds }) => tcp::round_trips(*target, time(*seconds)),
-        Traffic::Stream(Target { target, seconds }) => tcp::stream(*target, time(*seconds)),
-        Traffic::Connections(Target { target, seconds }) => tcp::connections(*target, time(*seconds)),
-        Traffic::Http(options) => http::load(&http::Load {
+    match traffic {
+        Traffic::Serve => tcp::serve(),
+        Traffic::RoundTrips(target) => target.measure(RoundTrips::new),
+        Traffic::Stream(target) => target.measure(Stream::new),
+        Traffic::Connections(target) => target.measure(|target| Ok(Connections(target))),
+        Traffic::Http(options) => print(&http::load(&http::Load {
             target: options.target,
             path: &options.path,
             rate: options.rate,
             keep_alive: options.keep_alive,
             length: time(options.seconds),
-        }),
-        Traffic::Probe(options) => tcp::probe(
+        })?),
+        Traffic::Probe(options) => print(&tcp::probe(
             options.target,
             Duration::from_millis(options.every),
             Duration::from_millis(options.patience),
             time(options.seconds),
-        ),
-    }?;
-    let text = serde_json::to_string(&outcome).context("failed to write the outcome")?;
-    crate::term::data(&text);
+        )?),
+    }
+}
+
+fn print(outcome: &impl Serialize) -> Result<()> {
+    crate::term::data(&serde_json::to_string(outcome).context("failed to write the outcome")?);
     Ok(())
 }

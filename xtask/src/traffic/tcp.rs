@@ -75,72 +75,134 @@ fn connect(target: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
+/// Something that a client does again and again.
+pub trait Client {
+    /// Does it once, and says how many bytes it sent that count.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    fn once(&mut self) -> Result<u64>;
+}
+
 /// One byte there and back on one connection.
-///
-/// # Errors
-/// When the connection fails.
-pub fn round_trips(target: SocketAddr, length: Duration) -> Result<Outcome> {
-    let mut stream = connect(target)?;
-    let mut byte = [7];
-    let mut times = Vec::with_capacity(1 << 18);
-    let began = Instant::now();
-    while began.elapsed() < length {
-        let sent = Instant::now();
-        stream
-            .write_all(&byte)
-            .and_then(|()| stream.read_exact(&mut byte))
-            .context("the connection broke")?;
-        times.push(sent.elapsed().as_secs_f64());
+pub struct RoundTrips(TcpStream);
+
+impl RoundTrips {
+    /// Opens the connection.
+    ///
+    /// # Errors
+    /// When nobody answers there.
+    pub fn new(target: SocketAddr) -> Result<Self> {
+        connect(target).map(Self)
     }
-    let mut outcome = Outcome {
-        done: times.len() as u64,
-        seconds: began.elapsed().as_secs_f64(),
-        ..Outcome::default()
-    };
-    outcome.times(times);
-    Ok(outcome)
+}
+
+impl Client for RoundTrips {
+    fn once(&mut self) -> Result<u64> {
+        let mut byte = [7];
+        self.0
+            .write_all(&byte)
+            .and_then(|()| self.0.read_exact(&mut byte))
+            .context("the connection broke")?;
+        Ok(1)
+    }
 }
 
 /// Bytes one way.
-///
-/// # Errors
-/// When the connection fails.
-pub fn stream(target: SocketAddr, length: Duration) -> Result<Outcome> {
-    let mut stream = connect(target)?;
-    let block = vec![7; BLOCK];
-    let began = Instant::now();
-    let mut bytes = 0;
-    while began.elapsed() < length {
-        stream.write_all(&block).context("the connection broke")?;
-        bytes += block.len() as u64;
+pub struct Stream {
+    stream: TcpStream,
+    block: Vec<u8>,
+}
+
+impl Stream {
+    /// Opens the connection.
+    ///
+    /// # Errors
+    /// When nobody answers there.
+    pub fn new(target: SocketAddr) -> Result<Self> {
+        Ok(Self {
+            stream: connect(target)?,
+            block: vec![7; BLOCK],
+        })
     }
-    Ok(Outcome {
-        done: 1,
-        bytes,
-        seconds: began.elapsed().as_secs_f64(),
-        ..Outcome::default()
-    })
+}
+
+impl Client for Stream {
+    fn once(&mut self) -> Result<u64> {
+        self.stream
+            .write_all(&self.block)
+            .context("the connection broke")?;
+        Ok(self.block.len() as u64)
+    }
 }
 
 /// One connection after another.
+pub struct Connections(pub SocketAddr);
+
+impl Client for Connections {
+    fn once(&mut self) -> Result<u64> {
+        exchange(self.0, Duration::from_secs(5)).context("a connection failed")?;
+        Ok(1)
+    }
+}
+
+/// What one client has done.
+#[derive(Default)]
+struct Done {
+    times: Vec<f64>,
+    bytes: u64,
+    took: Duration,
+}
+
+impl Done {
+    fn go(&mut self, client: &mut dyn Client, length: Duration) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < length {
+            let once = Instant::now();
+            self.bytes += client.once()?;
+            self.times.push(once.elapsed().as_secs_f64());
+        }
+        self.took += began.elapsed();
+        Ok(())
+    }
+
+    fn outcome(self) -> Outcome {
+        let mut outcome = Outcome {
+            done: self.times.len() as u64,
+            bytes: self.bytes,
+            seconds: self.took.as_secs_f64(),
+            ..Outcome::default()
+        };
+        outcome.times(self.times);
+        outcome
+    }
+}
+
+/// Lets a client go on for a while.
 ///
 /// # Errors
-/// When one fails.
-pub fn connections(target: SocketAddr, length: Duration) -> Result<Outcome> {
-    let mut times = Vec::with_capacity(1 << 17);
-    let began = Instant::now();
-    while began.elapsed() < length {
-        let opened = Instant::now();
-        exchange(target, Duration::from_secs(5)).context("a connection failed")?;
-        times.push(opened.elapsed().as_secs_f64());
+/// When a connection fails.
+pub fn alone(client: &mut dyn Client, length: Duration) -> Result<Outcome> {
+    let mut done = Done::default();
+    done.go(client, length)?;
+    Ok(done.outcome())
+}
+
+/// How long one of two clients goes on before the other does: shorter than what else the machine does lasts.
+const TURN: Duration = Duration::from_millis(10);
+
+/// Lets two clients go on by turns, each for so long in all.
+///
+/// # Errors
+/// When a connection fails.
+pub fn by_turns(clients: [&mut dyn Client; 2], length: Duration) -> Result<[Outcome; 2]> {
+    let [first, second] = clients;
+    let (mut one, mut two) = (Done::default(), Done::default());
+    while two.took < length {
+        one.go(first, TURN)?;
+        two.go(second, TURN)?;
     }
-    let mut outcome = Outcome {
-        done: times.len() as u64,
-        seconds: began.elapsed().as_secs_f64(),
-        ..Outcome::default()
-    };
-    outcome.times(times);
-    Ok(outcome)
+    Ok([one, two].map(Done::outcome))
 }
 
 fn exchange(target: SocketAddr, patience: Duration) -> io::Result<()> {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{
     Row,
     fixture::{Fixture, pod, service},
-    interleaved::{LENGTH, compare},
+    interleaved::{LENGTH, compare_pairs},
     objects::create_services,
     place::Place,
 };
@@ -105,12 +105,14 @@ fn one(
     (address, cluster_ip): (IpAddr, IpAddr),
     size: usize,
 ) -> Result<Vec<Row>> {
-    let ask = |address| {
-        let target = SocketAddr::new(address, kind.port).to_string();
-        let outcome = client.client(&[kind.words, &target, "--seconds", LENGTH])?;
-        Ok((kind.number)(&outcome))
-    };
-    let compared = compare(|| ask(address), || ask(cluster_ip))?;
+    let targets = [address, cluster_ip].map(|address| SocketAddr::new(address, kind.port).to_string());
+    let compared = compare_pairs(|turned| {
+        let [pod, service] = &targets;
+        let (one, two) = if turned { (service, pod) } else { (pod, service) };
+        let words = [kind.words, one, "--beside", two, "--seconds", LENGTH];
+        let [one, two] = client.clients(&words)?.map(|outcome| (kind.number)(&outcome));
+        Ok(if turned { (two, one) } else { (one, two) })
+    })?;
     let what = format!("{}, {name} pod, {size} services", kind.name);
     Ok(vec![
         Row::new(format!("{what}: by pod address"), compared.first, kind.unit),

@@ -28,15 +28,25 @@ pub fn compare(
     mut first: impl FnMut() -> Result<f64>,
     mut second: impl FnMut() -> Result<f64>,
 ) -> Result<Compared> {
+    compare_pairs(|turned| {
+        if turned {
+            let two = second()?;
+            Ok((first()?, two))
+        } else {
+            let one = first()?;
+            Ok((one, second()?))
+        }
+    })
+}
+
+/// As [`compare`], of what measures both in one go: the second first when it is told so.
+///
+/// # Errors
+/// The first that fails.
+pub fn compare_pairs(mut both: impl FnMut(bool) -> Result<(f64, f64)>) -> Result<Compared> {
     let (mut firsts, mut seconds, mut quotients) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let (one, two) = if round % 2 == 0 {
-            let one = first()?;
-            (one, second()?)
-        } else {
-            let two = second()?;
-            (first()?, two)
-        };
+        let (one, two) = both(round % 2 == 1)?;
         firsts.push(one);
         seconds.push(two);
         quotients.push(two / one);

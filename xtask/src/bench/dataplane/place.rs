@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde::de::DeserializeOwned;
 
 use crate::{
     cluster::{
@@ -90,6 +91,14 @@ impl Place {
         parse(&run::output(&mut self.command(words)?)?)
     }
 
+    /// As [`Self::client`] for one that talks to two targets by turns.
+    ///
+    /// # Errors
+    /// As for [`Self::client`].
+    pub fn clients(&self, words: &[&str]) -> Result<[Outcome; 2]> {
+        parse(&run::output(&mut self.command(words)?)?)
+    }
+
     /// Starts a client, whose outcome is asked for later.
     ///
     /// # Errors
@@ -159,6 +168,6 @@ impl Drop for Running {
     }
 }
 
-fn parse(text: &str) -> Result<Outcome> {
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
     serde_json::from_str(text.trim()).context("a client printed no outcome")
 }
