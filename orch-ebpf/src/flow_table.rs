@@ -269,7 +269,7 @@ pub fn price(words: &[u32; WAYS], now: u32) -> u32 {
 #[inline(always)]
 #[must_use]
 pub fn price_of_one(words: &[u32; WAYS], tag: u32, now: u32) -> u32 {
-    let Some(word) = words.get((tag / (2 * USED) & WAY_BITS) as usize) else {
+    let Some(word) = words.get(((tag / (2 * USED)) & WAY_BITS) as usize) else {
         return NONE;
     };
     let word = load(word);

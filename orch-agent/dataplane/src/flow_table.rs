@@ -112,14 +112,11 @@ impl<A: MapAddress> Flows<A> {
     ///
     /// # Errors
     /// When there are no such rows.
-    pub fn of_rows(&self, rows: Range<u32>) -> io::Result<Vec<(u32, Tuple<A>, Conntrack<A>)>> {
+    pub fn of_rows(&self, rows: Range<u32>) -> io::Result<Vec<(u32, Slot<A>)>> {
         let mut all = Vec::new();
         for row in rows {
             for way in 0..WAYS as u32 {
-                let word = load(word_of(&self.rows, row, way)?);
-                if let Some(Slot { tuple, entry }) = self.slot(row, word)? {
-                    all.push((row, tuple, entry));
-                }
+                all.extend(self.written(row, way)?.map(|slot| (row, slot)));
             }
         }
         Ok(all)
@@ -131,7 +128,7 @@ impl<A: MapAddress> Flows<A> {
     /// As for [`Self::of_rows`].
     pub fn all(&self) -> io::Result<Vec<(Tuple<A>, Conntrack<A>)>> {
         let all = self.of_rows(0..ROWS as u32)?.into_iter();
-        Ok(all.map(|(_, tuple, entry)| (tuple, entry)).collect())
+        Ok(all.map(|(_, Slot { tuple, entry })| (tuple, entry)).collect())
     }
 
     /// What a row says of its flows' second rows.
@@ -174,6 +171,23 @@ impl<A: MapAddress> Flows<A> {
             }
         }
         Ok(())
+    }
+
+    /// What is in the slot of this number, once nobody writes it.
+    fn written(&self, row: u32, way: u32) -> io::Result<Option<Slot<A>>> {
+        // Whoever does takes far less, or has died at it.
+        for _ in 0..1000 {
+            let word = load(word_of(&self.rows, row, way)?);
+            if word & USED == 0 {
+                break;
+            }
+            let slot = self.slot(row, word)?;
+            if slot.is_some() {
+                return Ok(slot);
+            }
+            std::hint::spin_loop();
+        }
+        Ok(None)
     }
 
     /// What is in the slot with this word, as long as it is the same flow's.
@@ -386,8 +400,8 @@ mod tests {
         };
         let settle = || {
             let mut marks = flows.marks().unwrap();
-            for (row, tuple, _) in flows.of_rows(0..ROWS as u32).unwrap() {
-                flows.note(&mut marks, row, &tuple);
+            for (row, slot) in flows.of_rows(0..ROWS as u32).unwrap() {
+                flows.note(&mut marks, row, &slot.tuple);
             }
             marks
         };
@@ -397,8 +411,8 @@ mod tests {
         flows.forget_marks(&settle()).unwrap();
         assert!(marked() > before / 2);
         let said = flows.marks().unwrap().said;
-        for (row, tuple, _) in flows.of_rows(0..ROWS as u32).unwrap() {
-            let place = Place::of(&tuple, flows.secret);
+        for (row, slot) in flows.of_rows(0..ROWS as u32).unwrap() {
+            let place = Place::of(&slot.tuple, flows.secret);
             assert!(place.first() == row || went_beside(said[place.first() as usize], place.tag()));
         }
         let mut came = settle();

@@ -6,7 +6,7 @@ use nix::time::{ClockId, clock_gettime};
 use orch_ebpf::{
     Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
     conntrack::{CONNTRACK_MAP, Conntrack, SEEN_FIN, SEEN_RST, SEEN_TRAFFIC, Tuple},
-    flow_table::ROWS,
+    flow_table::{ROWS, Slot},
 };
 
 use crate::{
@@ -68,7 +68,7 @@ async fn sweep<A: MapAddress>(
     tokio::time::sleep(PAUSE).await;
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
     for start in (0..ROWS as u32).step_by(BATCH) {
-        for (row, tuple, entry) in flows.of_rows(start..(start + BATCH as u32).min(ROWS as u32))? {
+        for (row, Slot { tuple, entry }) in flows.of_rows(start..(start + BATCH as u32).min(ROWS as u32))? {
             read += 1;
             if !is_gone(&gone, &tuple, &entry)
                 && (!is_over(now, &tuple, &entry, None)
