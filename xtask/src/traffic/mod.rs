@@ -48,10 +48,9 @@ impl Target {
     /// Measures, and prints what came of it.
     fn measure<C: Client>(&self, client: impl Fn(SocketAddr) -> Result<C>) -> Result<()> {
         let length = Duration::from_secs_f64(self.seconds);
-        let mut first = client(self.target)?;
         match self.beside {
-            None => print(&tcp::alone(&mut first, length)?),
-            Some(beside) => print(&tcp::by_turns([&mut first, &mut client(beside)?], length)?),
+            None => print(&tcp::alone(&mut client(self.target)?, length)?),
+            Some(beside) => print(&tcp::by_turns(client, [self.target, beside], length)?),
         }
     }
 }

@@ -9,7 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sys::socket::{setsockopt, sockopt},
+    unistd::Pid,
+};
 
 use super::Outcome;
 
@@ -53,7 +57,19 @@ fn each(listener: &TcpListener, serve: fn(TcpStream) -> io::Result<()>) {
     }
 }
 
+/// Keeps this thread on the first CPU that it may use, and both ends of a round trip so on one: else it is the waking of
+/// another CPU that is measured, and whether there was one to wake.
+fn stay() -> io::Result<()> {
+    let myself = Pid::from_raw(0);
+    let allowed = sched_getaffinity(myself)?;
+    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let mut one = CpuSet::new();
+    one.set(first.ok_or(io::ErrorKind::NotFound)?)?;
+    Ok(sched_setaffinity(myself, &one)?)
+}
+
 fn answer(mut stream: TcpStream) -> io::Result<()> {
+    stay()?;
     stream.set_nodelay(true)?;
     let mut byte = [0];
     loop {
@@ -88,11 +104,12 @@ pub trait Client {
 pub struct RoundTrips(TcpStream);
 
 impl RoundTrips {
-    /// Opens the connection.
+    /// Opens the connection, and keeps the thread where it is.
     ///
     /// # Errors
     /// When nobody answers there.
     pub fn new(target: SocketAddr) -> Result<Self> {
+        stay().context("failed to stay on one CPU")?;
         connect(target).map(Self)
     }
 }
@@ -155,7 +172,7 @@ struct Done {
 }
 
 impl Done {
-    fn go(&mut self, client: &mut dyn Client, length: Duration) -> Result<()> {
+    fn go(&mut self, client: &mut impl Client, length: Duration) -> Result<()> {
         let began = Instant::now();
         while began.elapsed() < length {
             let once = Instant::now();
@@ -182,7 +199,7 @@ impl Done {
 ///
 /// # Errors
 /// When a connection fails.
-pub fn alone(client: &mut dyn Client, length: Duration) -> Result<Outcome> {
+pub fn alone(client: &mut impl Client, length: Duration) -> Result<Outcome> {
     let mut done = Done::default();
     done.go(client, length)?;
     Ok(done.outcome())
@@ -190,17 +207,25 @@ pub fn alone(client: &mut dyn Client, length: Duration) -> Result<Outcome> {
 
 /// How long one of two clients goes on before the other does: shorter than what else the machine does lasts.
 const TURN: Duration = Duration::from_millis(10);
+/// After how many turns of each both connect anew: which CPUs a connection's ends run on, it keeps.
+const TURNS: usize = 5;
 
-/// Lets two clients go on by turns, each for so long in all.
+/// Lets clients of two targets go on by turns, each for so long in all.
 ///
 /// # Errors
 /// When a connection fails.
-pub fn by_turns(clients: [&mut dyn Client; 2], length: Duration) -> Result<[Outcome; 2]> {
-    let [first, second] = clients;
+pub fn by_turns<C: Client>(
+    client: impl Fn(SocketAddr) -> Result<C>,
+    targets: [SocketAddr; 2],
+    length: Duration,
+) -> Result<[Outcome; 2]> {
     let (mut one, mut two) = (Done::default(), Done::default());
     while two.took < length {
-        one.go(first, TURN)?;
-        two.go(second, TURN)?;
+        let (mut first, mut second) = (client(targets[0])?, client(targets[1])?);
+        for _ in 0..TURNS {
+            one.go(&mut first, TURN)?;
+            two.go(&mut second, TURN)?;
+        }
     }
     Ok([one, two].map(Done::outcome))
 }
