@@ -90,8 +90,8 @@ pub const CONFIG_DSR: u32 = 4;
 /// one of a flow and has none is dropped, to be sent again, and not answered with a reset.
 pub const CONFIG_MOVING: u32 = 8;
 
-/// Flag of [`Config`]: the node has been in the mode of [`CONFIG_DSR`] since it was started. It takes what other nodes send on
-/// to it, for flows that began then, and from nodes that are still in it.
+/// Flag of [`Config`]: the node has been in the mode of [`CONFIG_DSR`] since it was started. It takes all that other nodes send on
+/// to it, for flows that began then, and from nodes that are still in it; without the flag, what is for a service.
 pub const CONFIG_UNPACK: u32 = 32;
 
 /// Flag of [`Config`]: the node has several uplinks, so that the routes say by which of them a translated packet leaves.

@@ -36,8 +36,8 @@ fn count(node: &Node, what: &str) -> u64 {
         .unwrap()
 }
 
-/// A client in the namespace between the nodes asks the first, whose every service is on the second.
-fn client_outside(client: &Namespace, address: impl Fn(bool) -> IpAddr, one: &Node, two: &Node) {
+/// What a client outside sends by one node reaches the pod and the process on the other one, which see the client.
+fn client_is_seen(client: &Namespace, address: impl Fn(bool) -> IpAddr, one: &Node) {
     for v6 in [false, true] {
         let (me, front) = (address(v6), like(&one.ips, v6));
         let at = |port: u16| SocketAddr::new(front, port);
@@ -52,6 +52,17 @@ fn client_outside(client: &Namespace, address: impl Fn(bool) -> IpAddr, one: &No
         let answers = ask("udp", 30_053, 5);
         let wanted = format!("TWO {me} 5 from {}", at(30_053));
         assert!(answers.lines().all(|answer| answer == wanted), "{answers}");
+    }
+}
+
+/// A client in the namespace between the nodes asks the first, whose every service is on the second.
+fn client_outside(client: &Namespace, address: impl Fn(bool) -> IpAddr, one: &Node, two: &Node) {
+    client_is_seen(client, &address, one);
+    for v6 in [false, true] {
+        let front = like(&one.ips, v6);
+        let at = |port: u16| SocketAddr::new(front, port);
+        let ask =
+            |kind: &str, port: u16, times: u32| client.ask(None, &format!("{kind} {} {times}", at(port)));
         // Much in both directions, to a pod, which asks for segments that fit,
         assert_eq!(count(one, TOO_BIG), 0);
         assert_eq!(
@@ -157,6 +168,23 @@ fn by_routes() {
         let routes = String::from_utf8_lossy(&routes.stdout).into_owned();
         assert!(routes.contains("advmss 1400"), "{routes}");
     }
+}
+
+#[test]
+fn to_a_node_that_has_not_been_switched_yet() {
+    let _turn = turn();
+    let switch = switched("n");
+    let between = (Between::Switch, &switch);
+    let later = Ways {
+        direct_return: false,
+        ..WAYS
+    };
+    let (one, two) = (start("n", 1, WAYS, between), start("n", 2, later, between));
+    until_services(&one);
+    until_services(&two);
+    client_is_seen(&switch, neighbour, &one);
+    assert_eq!(count(&one, "packet translated"), 0, "no answer came by here");
+    assert!(count(&two, "unpacked, as another node had sent it on") > 0);
 }
 
 /// The switch's ports as those of a real one.

@@ -29,6 +29,8 @@ pub trait Family: Address {
     const ADDRESSES: usize;
     /// Offset of the time to live (hop limit) in its header.
     const TTL: usize;
+    /// Offset of the protocol (next header) in its header.
+    const PROTOCOL: usize;
     /// Bytes of its header without options.
     const HEADER: usize;
     /// Whether its header has a checksum.
@@ -101,6 +103,7 @@ impl Family for Address4 {
     const QUOTE: usize = 576 - 20 - 8;
     const ADDRESSES: usize = 12;
     const TTL: usize = 8;
+    const PROTOCOL: usize = 9;
     const HEADER: usize = 20;
     const HAS_CHECKSUM: bool = true;
 
@@ -177,6 +180,7 @@ impl Family for Address6 {
     const QUOTE: usize = 1280 - 40 - 8;
     const ADDRESSES: usize = 8;
     const TTL: usize = 7;
+    const PROTOCOL: usize = 6;
     const HEADER: usize = 40;
     const HAS_CHECKSUM: bool = false;
 

@@ -70,14 +70,8 @@ pub fn find<A: Family>(address: A, port: u16, protocol: u8, scope: u8) -> Option
 
 /// The service that a packet from outside asked for, on this node or on another, whose NodePorts are the same.
 #[inline(always)]
-pub fn find_anywhere<A: Family>(tuple: &Tuple<A>) -> Option<&'static Service<A>> {
-    find_where(
-        tuple.destination,
-        tuple.destination_port,
-        tuple.protocol,
-        SCOPE_EXTERNAL,
-        |kind| kind != 0,
-    )
+pub fn find_anywhere<A: Family>(address: A, port: u16, protocol: u8) -> Option<&'static Service<A>> {
+    find_where(address, port, protocol, SCOPE_EXTERNAL, |kind| kind != 0)
 }
 
 #[inline(always)]

@@ -63,20 +63,27 @@ pub fn unpack<A: Family>(
     let carrier = unsafe { &mut (*scratch).carrier };
     // SAFETY: an address is words.
     unsafe { words::clear((&raw mut *carrier).cast(), A::BITS as usize / 32) };
-    if parsed.tuple.protocol == A::IN_IP && config.flags & CONFIG_UNPACK != 0 {
-        take_out(ctx, parsed, carrier)?;
+    if parsed.tuple.protocol == A::IN_IP {
+        take_out(ctx, config, parsed, carrier)?;
     }
     Ok(Arrival(scratch))
 }
 
-/// Whatever no node has sent to a pod or to this node is somebody's own and stays as it is.
+/// Whatever no node has sent to a pod or to this node is somebody's own and stays as it is. So does, on a node that has never
+/// been in the mode, what is for no service inside: the others may be in it already.
 #[inline(never)]
-fn take_out<A: Family>(ctx: &TcContext, parsed: &mut Parsed<A>, carrier: &mut A) -> Result<(), DropReason> {
+fn take_out<A: Family>(
+    ctx: &TcContext,
+    config: &Config,
+    parsed: &mut Parsed<A>,
+    carrier: &mut A,
+) -> Result<(), DropReason> {
     let outer = &parsed.tuple;
     let plain = parsed.layer4 == ETHERNET + A::HEADER && !parsed.first_fragment && !parsed.later_fragment;
     if !plain
         || node_kind(outer.source) != NODE_REMOTE
         || (node_kind(outer.destination) != NODE_LOCAL && endpoint(outer.destination).is_none())
+        || (config.flags & CONFIG_UNPACK == 0 && !is_for_service::<A>(ctx))
     {
         return Ok(());
     }
@@ -89,6 +96,37 @@ fn take_out<A: Family>(ctx: &TcContext, parsed: &mut Parsed<A>, carrier: &mut A)
     ctx.adjust_room(-(A::HEADER as i32), BPF_ADJ_ROOM_MAC, flags)
         .map_err(failed)?;
     skb::read(ctx, parsed)
+}
+
+/// Whether the packet inside one without options asks for a service, as far as its first bytes say: not with options of its
+/// own, and not where it is a fragment that has no ports.
+#[inline(never)]
+fn is_for_service<A: Family>(ctx: &TcContext) -> bool {
+    let inside = ETHERNET + A::HEADER;
+    // One after the other: kernel 6.1 would see what is not there be read if they were looked at together.
+    let Some([first, _]) = ctx.read::<[u8; 2]>(inside) else {
+        return false;
+    };
+    if A::BITS == 32 {
+        let Some([high, low]) = ctx.read::<[u8; 2]>(inside + 6) else {
+            return false;
+        };
+        if first != 0x45 || high & 0x1f != 0 || low != 0 {
+            return false;
+        }
+    } else if first >> 4 != 6 {
+        return false;
+    }
+    let Some(address) = ctx.read::<A>(inside + A::ADDRESSES + size_of::<A>()) else {
+        return false;
+    };
+    let Some(protocol) = ctx.read::<u8>(inside + A::PROTOCOL) else {
+        return false;
+    };
+    let Some(port) = ctx.read::<[u8; 2]>(inside + A::HEADER + 2) else {
+        return false;
+    };
+    service::find_anywhere(address, u16::from_be_bytes(port), protocol).is_some()
 }
 
 /// Opens the flow of a packet that was sent on to `carrier`; [`Arrival::opened`] says what it
@@ -129,5 +167,6 @@ fn asked<A: Family>(parsed: &Parsed<A>) -> Option<&'static Service<A>> {
     if !parsed.joins() {
         return None;
     }
-    service::find_anywhere(&parsed.tuple)
+    let tuple = &parsed.tuple;
+    service::find_anywhere(tuple.destination, tuple.destination_port, tuple.protocol)
 }

@@ -29,7 +29,7 @@ use crate::{
     world::{OTHER_MACS, POD_MACS, WORLDS, World},
 };
 
-/// What a node says that is in the mode; one that was in it says the second alone.
+/// What a node says that is in the mode; one that was in it says the second alone, and one that never was neither.
 const DIRECT: u32 = CONFIG_DSR | CONFIG_UNPACK;
 
 /// A bench of a node that unpacks.
@@ -73,7 +73,7 @@ fn a_pod_sees_the_client_and_answers_it() {
     for (world, at, flags) in WORLDS.iter().flat_map(|world| {
         let ways = [At::FromUplink, At::FromTunnel];
         ways.into_iter()
-            .flat_map(move |at| [DIRECT, CONFIG_UNPACK].map(|flags| (world, at, flags)))
+            .flat_map(move |at| [DIRECT, CONFIG_UNPACK, 0].map(|flags| (world, at, flags)))
     }) {
         bench.configure(|config| config.flags = flags);
         for (protocol, front) in [TCP, UDP, SCTP]
@@ -289,10 +289,25 @@ fn what_no_node_has_sent_on_stays_as_it_is() {
             let sides = (&piece[..], REDIRECT, &with_macs(&piece, OTHER_MACS)[..]);
             bench.insist("a fragment", At::FromUplink, sides, &took(&[ToPod]));
         }
-        bench.configure(|_| ());
-        let sent = to_pod(world.neighbour);
+        // A node that has never been in the mode takes what is for a service, and leaves others their tunnels.
+        bench.configure(|config| config.flags = 0);
+        for packet in [
+            world.by_client(TCP, (world.neighbour, 22)),
+            world.by_client(TCP, (world.other, 8080)),
+            world.by_client(world.icmp, (world.balancer, 0)),
+        ] {
+            let sent = sent_on(world, &packet);
+            let sides = (&sent[..], REDIRECT, &with_macs(&sent, OTHER_MACS)[..]);
+            bench.insist("for no service", At::FromUplink, sides, &took(&[ToPod]));
+        }
+        let long = Packet {
+            payload: vec![1; 99],
+            ..world.by_client(UDP, (world.balancer, 80))
+        };
+        let [_, later] = split(&long.bytes(), 3, 3);
+        let sent = carried(&later, world.neighbour, world.other);
         let sides = (&sent[..], REDIRECT, &with_macs(&sent, OTHER_MACS)[..]);
-        bench.insist("switched off", At::FromUplink, sides, &took(&[ToPod]));
+        bench.insist("a later fragment", At::FromUplink, sides, &took(&[ToPod]));
         bench.configure(|config| config.flags = DIRECT);
     }
 }
