@@ -97,11 +97,12 @@ pub const fn sent_beside(beside: u32, tag: u32) -> u32 {
     beside & !WENT_BITS | beside.wrapping_add(WENT) & WENT_BITS | mark(tag)
 }
 
-/// What a row says that knows which of its flows are in their second row, see [`mark`].
+/// What a row says of which is known which flows are in their second row, see [`mark`], and not whether there is room: that it was
+/// full at a time that will not come for hours, in [`units`].
 #[inline(always)]
 #[must_use]
-pub const fn with_marks(beside: u32, marks: u32) -> u32 {
-    beside & !(WENT - 1) | marks
+pub const fn with_marks(beside: u32, marks: u32, now: u32) -> u32 {
+    beside & WENT_BITS | marks | now.wrapping_add(HALF) << UNTIL_SHIFT
 }
 
 /// What a row says from when a flow has looked for a better slot in its second row and found none: something else only if there
@@ -482,6 +483,34 @@ mod tests {
             words[10] = connection | 10;
             assert_eq!(cheapest(&words), 9);
             assert!(is_crowded(price(&words, units(now)), false));
+        }
+    }
+
+    #[test]
+    fn a_row_says_where_its_flows_went_and_when_it_was_full() {
+        for now in [0, 1, HALF - 1, HALF, 2 * HALF, 2 * HALF + 7] {
+            let new = with_marks(0, 0, now);
+            assert!(
+                (now..now + 500).all(|later| !is_vain(new, later)),
+                "a new row at {now}"
+            );
+            let full = found_full(new, USED, now);
+            assert!(is_vain(full, now) && !is_vain(full, now + 1), "{now}");
+            assert_eq!(found_full(full, 3, now), full, "there is a free one");
+            let mut went = full;
+            for tag in [USED, USED | 5 << (UNTIL_SHIFT - 4), USED] {
+                let more = sent_beside(went, tag);
+                assert!(more != went && went_beside(more, tag) && is_vain(more, now));
+                went = more;
+            }
+            assert!(!went_beside(went, USED | 6 << (UNTIL_SHIFT - 4)));
+            let cleared = with_marks(went, mark(USED), now);
+            assert!(went_beside(cleared, USED) && !is_vain(cleared, now));
+            assert!(!went_beside(cleared, USED | 5 << (UNTIL_SHIFT - 4)));
+            assert_ne!(
+                sent_beside(cleared, USED),
+                sent_beside(sent_beside(cleared, USED), USED)
+            );
         }
     }
 

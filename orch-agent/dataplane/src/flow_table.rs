@@ -6,9 +6,11 @@ use std::{
     mem::offset_of,
     ops::Range,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use aya::maps::{Array, IterableMap as _, MapData};
+use nix::time::{ClockId, clock_gettime};
 use orch_ebpf::{
     conntrack::{CONNTRACK_MAX, Conntrack, Tuple},
     flow_table::{
@@ -69,10 +71,12 @@ fn prepare(rows: &Mapped<Row>) -> io::Result<()> {
     if secret(rows)? != 0 {
         return Ok(());
     }
+    let new = with_marks(0, 0, now()?);
     for row in 0..ROWS as u32 {
         for way in 0..WAYS as u32 {
             word_of(rows, row, way)?.store(way, Ordering::Relaxed);
         }
+        beside_of(rows, row)?.store(new, Ordering::Relaxed);
     }
     let [mut low, high]: [u32; 2] = rand::random();
     low |= 1;
@@ -86,6 +90,17 @@ fn prepare(rows: &Mapped<Row>) -> io::Result<()> {
 fn word_of(rows: &Mapped<Row>, row: u32, word: u32) -> io::Result<&AtomicU32> {
     let way = (word & WAY_BITS) as usize;
     rows.word(row as usize, offset_of!(Row, words) + 4 * way)
+}
+
+/// What a row says of its flows' second rows.
+fn beside_of(rows: &Mapped<Row>, row: u32) -> io::Result<&AtomicU32> {
+    rows.word(row as usize, offset_of!(Row, beside))
+}
+
+/// What time it is, as rows count it.
+fn now() -> io::Result<u32> {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+    Ok(units(now.as_nanos() as u64))
 }
 
 fn load(word: &AtomicU32) -> u32 {
@@ -131,17 +146,12 @@ impl<A: MapAddress> Flows<A> {
         Ok(all.map(|(_, Slot { tuple, entry })| (tuple, entry)).collect())
     }
 
-    /// What a row says of its flows' second rows.
-    fn beside(&self, row: u32) -> io::Result<&AtomicU32> {
-        self.rows.word(row as usize, offset_of!(Row, beside))
-    }
-
     /// What all rows say now, to find out which of it is no longer so: see [`Marks`].
     ///
     /// # Errors
     /// As for [`Self::get`].
     pub fn marks(&self) -> io::Result<Marks> {
-        let said = (0..ROWS as u32).map(|row| self.beside(row).map(load));
+        let said = (0..ROWS as u32).map(|row| beside_of(&self.rows, row).map(load));
         Ok(Marks {
             said: said.collect::<io::Result<_>>()?,
             found: vec![0; ROWS],
@@ -156,19 +166,17 @@ impl<A: MapAddress> Flows<A> {
         }
     }
 
-    /// Lets rows forget flows that went to their second row and are there no longer, once all that are have been noted. A
-    /// row to which another was added meanwhile is for the next time.
+    /// Lets rows forget flows that went to their second row and are there no longer, once all that are have been noted, and
+    /// that they were full. A row to which another was added meanwhile is for the next time.
     ///
     /// # Errors
     /// As for [`Self::get`].
     pub fn forget_marks(&self, marks: &Marks) -> io::Result<()> {
+        let now = now()?;
         for (row, (said, found)) in (0..).zip(marks.said.iter().zip(&marks.found)) {
-            let says = with_marks(*said, (*found).into());
-            if says != *said {
-                let _ = self
-                    .beside(row)?
-                    .compare_exchange(*said, says, Ordering::SeqCst, Ordering::SeqCst);
-            }
+            let says = with_marks(*said, (*found).into(), now);
+            let _ =
+                beside_of(&self.rows, row)?.compare_exchange(*said, says, Ordering::SeqCst, Ordering::SeqCst);
         }
         Ok(())
     }
@@ -259,9 +267,7 @@ impl<A: MapAddress> Flows<A> {
         let full = tagged(&other_words, place.tag()) != NONE;
         if !full && (collides || is_crowded(home, false) && is_less(other, home)) {
             let says = |beside| Some(sent_beside(beside, place.tag()));
-            let _ = self
-                .beside(first)?
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, says);
+            let _ = beside_of(&self.rows, first)?.fetch_update(Ordering::SeqCst, Ordering::SeqCst, says);
             return Ok(Some((second, other)));
         }
         Ok((!collides).then_some((first, home)))
