@@ -25,7 +25,7 @@ use aya::{
 };
 use orch_cluster::Cluster;
 use orch_dataplane::{Dataplane, DataplaneConfig, load};
-use orch_ebpf::{config::CONFIG_MAP, feed::Frame, service::SERVICES_MAX};
+use orch_ebpf::{config::CONFIG_MAP, conntrack::CONNTRACK_MAX, feed::Frame, service::SERVICES_MAX};
 use packet::{ACK, TCP, packet};
 use support::{
     CLIENT, NODE, OTHER, Place, Row,
@@ -263,6 +263,23 @@ impl Bench<'_> {
             self.fed(feed, true, NEW as u32, flows)
         });
         let new_sent = middle(&mut |round| self.sent(true, NEW, |number| fresh(ROUNDS + round, number)));
+        // As a flood leaves the table: full of flows that nobody has answered.
+        let flooded = (self.services == SIZES[0]).then(|| {
+            let mut next = 2 * ROUNDS..;
+            let mut flood = || {
+                let round = next.next().unwrap();
+                self.fed(
+                    feed,
+                    true,
+                    NEW as u32,
+                    (0..NEW).map(|number| fresh(round, number)),
+                )
+            };
+            for _ in 0..CONNTRACK_MAX / NEW {
+                flood();
+            }
+            middle(&mut |_| flood())
+        });
         let mode = if self.direct_return {
             "direct server return, "
         } else {
@@ -277,7 +294,7 @@ impl Bench<'_> {
         let live = "live frames";
         let sent = "one frame at a time";
         let row = |subject: &str, how: &str, value| row(what(&format!("{subject}, {how}")), value, "ns");
-        vec![
+        let mut rows = vec![
             bounded(row("one established flow", live, established), nothing, GOAL),
             row("no flow of ours", live, nothing),
             bounded(row("new flows", live, new), nothing_fed, GOAL_NEW),
@@ -286,6 +303,8 @@ impl Bench<'_> {
             row("new flows", sent, new_sent),
             row("1,000 flows by turns", sent, turns_sent),
             row("no flow of ours", sent, nothing_sent),
-        ]
+        ];
+        rows.extend(flooded.map(|flooded| row("new flows in a full table", live, flooded)));
+        rows
     }
 }
