@@ -258,27 +258,19 @@ impl Bench<'_> {
         let turns_sent = middle(&mut |_| self.sent(true, SENT, |number| of(number % FLOWS, ACK)));
         // Each flow once: the first are those above, and each round has its own.
         let fresh = |round: usize, number: usize| of(FLOWS + round * NEW + number, packet::SYN);
-        let new = middle(&mut |round| {
+        let mut open = |round: usize| {
             let flows = (0..NEW).map(|number| fresh(round, number));
             self.fed(feed, true, NEW as u32, flows)
-        });
+        };
+        let new = middle(&mut open);
         let new_sent = middle(&mut |round| self.sent(true, NEW, |number| fresh(ROUNDS + round, number)));
         // As a flood leaves the table: full of flows that nobody has answered.
         let flooded = (self.services == SIZES[0]).then(|| {
-            let mut next = 2 * ROUNDS..;
-            let mut flood = || {
-                let round = next.next().unwrap();
-                self.fed(
-                    feed,
-                    true,
-                    NEW as u32,
-                    (0..NEW).map(|number| fresh(round, number)),
-                )
-            };
-            for _ in 0..CONNTRACK_MAX / NEW {
-                flood();
+            let full = 2 * ROUNDS + CONNTRACK_MAX / NEW;
+            for round in 2 * ROUNDS..full {
+                open(round);
             }
-            middle(&mut |_| flood())
+            middle(&mut |round| open(full + round))
         });
         let mode = if self.direct_return {
             "direct server return, "

@@ -6,11 +6,9 @@ use std::{
     mem::offset_of,
     ops::Range,
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
 };
 
 use aya::maps::{Array, IterableMap as _, MapData};
-use nix::time::{ClockId, clock_gettime};
 use orch_ebpf::{
     conntrack::{CONNTRACK_MAX, Conntrack, Tuple},
     flow_table::{
@@ -19,7 +17,11 @@ use orch_ebpf::{
     },
 };
 
-use crate::{DataplaneError, maps::MapAddress, sys::memory::Mapped};
+use crate::{
+    DataplaneError,
+    maps::MapAddress,
+    sys::{memory::Mapped, monotonic},
+};
 
 /// One family's table.
 pub struct FlowTable<A: MapAddress> {
@@ -99,8 +101,7 @@ fn beside_of(rows: &Mapped<Row>, row: u32) -> io::Result<&AtomicU32> {
 
 /// What time it is, as rows count it.
 fn now() -> io::Result<u32> {
-    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
-    Ok(units(now.as_nanos() as u64))
+    Ok(units(monotonic()?.as_nanos() as u64))
 }
 
 fn load(word: &AtomicU32) -> u32 {

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
 
-use nix::time::{ClockId, clock_gettime};
 use orch_ebpf::{
     Address4, Address6, PROTOCOL_TCP, PROTOCOL_UDP,
     conntrack::{CONNTRACK_MAP, Conntrack, SEEN_FIN, SEEN_RST, SEEN_TRAFFIC, Tuple},
@@ -12,6 +11,7 @@ use orch_ebpf::{
 use crate::{
     maps::{FamilyMaps, MapAddress, Maps},
     shared::Shared,
+    sys::monotonic,
 };
 
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -66,7 +66,7 @@ async fn sweep<A: MapAddress>(
     let mut marks = flows.marks()?;
     // Whoever said something before has written its slot by then.
     tokio::time::sleep(PAUSE).await;
-    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+    let now = monotonic()?;
     for start in (0..ROWS as u32).step_by(BATCH) {
         for (row, Slot { tuple, entry }) in flows.of_rows(start..(start + BATCH as u32).min(ROWS as u32))? {
             read += 1;

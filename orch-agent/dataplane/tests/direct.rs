@@ -36,13 +36,17 @@ fn count(node: &Node, what: &str) -> u64 {
         .unwrap()
 }
 
+/// What a client is answered by services of an address: the kind of traffic, the port, and how often.
+fn asks(client: &Namespace, front: IpAddr) -> impl Fn(&str, u16, u32) -> String {
+    move |kind, port, times| client.ask(None, &format!("{kind} {} {times}", SocketAddr::new(front, port)))
+}
+
 /// What a client outside sends by one node reaches the pod and the process on the other one, which see the client.
 fn client_is_seen(client: &Namespace, address: impl Fn(bool) -> IpAddr, one: &Node) {
     for v6 in [false, true] {
         let (me, front) = (address(v6), like(&one.ips, v6));
         let at = |port: u16| SocketAddr::new(front, port);
-        let ask =
-            |kind: &str, port: u16, times: u32| client.ask(None, &format!("{kind} {} {times}", at(port)));
+        let ask = asks(client, front);
         for port in [30_080, 30_180] {
             let answers = ask("tcp", port, 20);
             let wanted = format!("TWO {me} peer {}", at(port));
@@ -59,10 +63,7 @@ fn client_is_seen(client: &Namespace, address: impl Fn(bool) -> IpAddr, one: &No
 fn client_outside(client: &Namespace, address: impl Fn(bool) -> IpAddr, one: &Node, two: &Node) {
     client_is_seen(client, &address, one);
     for v6 in [false, true] {
-        let front = like(&one.ips, v6);
-        let at = |port: u16| SocketAddr::new(front, port);
-        let ask =
-            |kind: &str, port: u16, times: u32| client.ask(None, &format!("{kind} {} {times}", at(port)));
+        let ask = asks(client, like(&one.ips, v6));
         // Much in both directions, to a pod, which asks for segments that fit,
         assert_eq!(count(one, TOO_BIG), 0);
         assert_eq!(
@@ -74,8 +75,7 @@ fn client_outside(client: &Namespace, address: impl Fn(bool) -> IpAddr, one: &No
     for v6 in [false, true] {
         let (me, front) = (address(v6), like(&one.ips, v6));
         let at = |port: u16| SocketAddr::new(front, port);
-        let ask =
-            |kind: &str, port: u16, times: u32| client.ask(None, &format!("{kind} {} {times}", at(port)));
+        let ask = asks(client, front);
         // and to a node, which does not: the client is told.
         let before = (count(one, TOO_BIG), count(one, TOLD));
         assert_eq!(
@@ -134,9 +134,9 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn pair(name: &str, ways: Ways, between: (Between, &Namespace)) -> (Node, Node) {
-    let one = start(name, 1, ways, between);
-    let two = start(name, 2, ways, between);
+fn pair(name: &str, ways: [Ways; 2], between: (Between, &Namespace)) -> (Node, Node) {
+    let one = start(name, 1, ways[0], between);
+    let two = start(name, 2, ways[1], between);
     until_services(&one);
     until_services(&two);
     (one, two)
@@ -158,7 +158,7 @@ fn switched(name: &str) -> Namespace {
 fn by_routes() {
     let _turn = turn();
     let switch = switched("r");
-    let (one, two) = pair("r", WAYS, (Between::Switch, &switch));
+    let (one, two) = pair("r", [WAYS; 2], (Between::Switch, &switch));
     client_outside(&switch, neighbour, &one, &two);
     for (node, advmss) in [(&one, "advmss 1440"), (&two, "advmss 1440")] {
         let routes = run("ip", &["-n", &node.pod.name, "route"]);
@@ -174,14 +174,11 @@ fn by_routes() {
 fn to_a_node_that_has_not_been_switched_yet() {
     let _turn = turn();
     let switch = switched("n");
-    let between = (Between::Switch, &switch);
     let later = Ways {
         direct_return: false,
         ..WAYS
     };
-    let (one, two) = (start("n", 1, WAYS, between), start("n", 2, later, between));
-    until_services(&one);
-    until_services(&two);
+    let (one, two) = pair("n", [WAYS, later], (Between::Switch, &switch));
     client_is_seen(&switch, neighbour, &one);
     assert_eq!(count(&one, "packet translated"), 0, "no answer came by here");
     assert!(count(&two, "unpacked, as another node had sent it on") > 0);
@@ -235,7 +232,7 @@ fn at_the_driver() {
         xdp: XdpMode::Native,
         ..WAYS
     };
-    let (one, two) = pair("d", ways, (Between::Switch, &switch));
+    let (one, two) = pair("d", [ways; 2], (Between::Switch, &switch));
     let _ports = Ports::of(&switch);
     client_outside(&switch, neighbour, &one, &two);
     assert!(count(&one, "sent back out by XDP") > 0);
@@ -254,7 +251,7 @@ fn through_the_tunnel() {
         tunnel: Tunnel::Vxlan,
         ..WAYS
     };
-    let (one, two) = pair("t", ways, (Between::Router, &router));
+    let (one, two) = pair("t", [ways; 2], (Between::Router, &router));
     client_outside(&router, at_the_router, &one, &two);
     assert!(count(&one, "sent through the tunnel") > 0);
 }

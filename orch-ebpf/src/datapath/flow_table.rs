@@ -320,11 +320,11 @@ fn take<A: Family>(tuple: &Tuple<A>, place: Place, entry: &Conntrack<A>, claim: 
             return None;
         }
     } else {
-        if is_vain(load(&row.beside), now) {
-            way = price_of_one(&row.words, place.tag(), now);
+        way = if is_vain(load(&row.beside), now) {
+            price_of_one(&row.words, place.tag(), now)
         } else {
-            way = NONE;
-        }
+            NONE
+        };
         if way == NONE {
             way = price(&row.words, now);
         }

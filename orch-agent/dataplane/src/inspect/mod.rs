@@ -220,9 +220,7 @@ fn flags<const N: usize>(value: u32, names: [(u32, &'static str); N]) -> Vec<&'s
 
 /// Seconds since a moment of the monotonic clock.
 fn seconds_since(nanoseconds: u64) -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map(Duration::from)
-        .unwrap_or_default();
+    let now = crate::sys::monotonic().unwrap_or_default();
     now.saturating_sub(Duration::from_nanos(nanoseconds)).as_secs()
 }
 

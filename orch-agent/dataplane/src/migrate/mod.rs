@@ -30,10 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    fcntl::{AT_FDCWD, RenameFlags, renameat2},
-    time::{ClockId, clock_gettime},
-};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use orch_ebpf::{
     ABI_VERSION, Address as _, Address4, Address6,
     config::CONFIG_MAP,
@@ -46,7 +43,10 @@ use self::{
     layout::{Layout, PER_CPU_ARRAY, RING_BUFFER},
     transfer::Transfer,
 };
-use crate::{DataplaneError, links, maps, sys::map::RawMap};
+use crate::{
+    DataplaneError, links, maps,
+    sys::{map::RawMap, monotonic},
+};
 
 /// Name of the directory beside that of the maps; BPF file systems allow no dot in it.
 const NEXT: &str = "maps-next";
@@ -423,8 +423,8 @@ fn copy_live(live: &[(String, Transfer)], since: u64) {
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the programs' time; zero makes every entry be looked at.
 fn now() -> u64 {
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
-    time.ok()
+    monotonic()
+        .ok()
         .and_then(|time| u64::try_from(time.as_nanos()).ok())
         .unwrap_or_default()
 }

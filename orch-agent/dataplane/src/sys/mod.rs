@@ -14,10 +14,14 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    time::Duration,
 };
 
 use aya::maps::MapData;
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    time::{ClockId, clock_gettime},
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 // Commands of bpf(2) and attach types, from linux/bpf.h.
@@ -30,6 +34,14 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// From asm-generic/socket.h.
 const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The time of `CLOCK_MONOTONIC`, which is the programs'.
+///
+/// # Errors
+/// The kernel's.
+pub fn monotonic() -> io::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
+}
 
 /// Where a program can be attached, with the kernel's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
