@@ -1,7 +1,8 @@
 //! Connection tracking: which flow becomes which.
 //!
 //! A flow that is translated has two entries, one for each direction. Either says by itself what a packet with its
-//! key becomes, so one lookup translates, whatever the reason was (NodePort, ClusterIP as packets, masquerade). A flow
+//! key becomes, so one lookup translates, whatever the reason was (NodePort, ClusterIP as packets, masquerade). Until somebody
+//! answers, the second may be no more than a word that names the first, see [`crate::flow_table::SHARED`]. A flow
 //! that only passes a NetworkPolicy has one entry, for the packets that answer, and one that is sent on to its backend's
 //! node unchanged has one for the packets that ask: the answers do not come by here.
 

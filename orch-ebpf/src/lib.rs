@@ -46,7 +46,7 @@ pub use address::{Address, Address4, Address6};
 
 /// Version of every layout in this library. A change of any key or value increments it; an agent that finds another
 /// version in the pinned maps migrates what they hold.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// IP protocol number of ICMP (IANA protocol numbers).
 pub const PROTOCOL_ICMP: u8 = 1;

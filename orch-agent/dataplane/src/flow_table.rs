@@ -12,8 +12,8 @@ use aya::maps::{Array, IterableMap as _, MapData};
 use orch_ebpf::{
     conntrack::{CONNTRACK_MAX, Conntrack, Tuple},
     flow_table::{
-        HELD, NONE, Place, ROWS, Row, SECRET_ROW, Slot, TAG_BITS, USED, WAY_BITS, WAYS, is_crowded, is_less,
-        mark, price, sent_beside, slot, tagged, units, until, with_marks,
+        HELD, NONE, Place, ROWS, Row, SECRET_ROW, SHARED, Slot, TAG_BITS, USED, WAY_BITS, WAYS, beside,
+        is_crowded, is_less, mark, price, sent_beside, slot, tagged, units, until, with_marks,
     },
 };
 
@@ -191,7 +191,7 @@ impl<A: MapAddress> Flows<A> {
                 break;
             }
             let slot = self.slot(row, word)?;
-            if slot.is_some() {
+            if slot.is_some() || word & (HELD | SHARED) == SHARED {
                 return Ok(slot);
             }
             std::hint::spin_loop();
@@ -204,9 +204,40 @@ impl<A: MapAddress> Flows<A> {
         if word & (HELD | USED) != USED {
             return Ok(None);
         }
+        if word & SHARED != 0 {
+            return self.shared(row, word);
+        }
         let slot = self.slots.read(slot(row, word) as usize, 0)?;
+        Ok(self.is_still(row, word)?.then_some(slot))
+    }
+
+    /// What is known of answers that share a slot, as long as it is that of the flow that they answer.
+    fn shared(&self, row: u32, word: u32) -> io::Result<Option<Slot<A>>> {
+        let asked = self.beside(row, word)?;
+        if asked & SHARED != 0 {
+            return Ok(None);
+        }
+        let answers = self.slot(row, asked)?.map(|slot| slot.answers());
+        let still = self.is_still(row, word)?;
+        Ok(answers.filter(|slot| {
+            let place = Place::of(&slot.tuple, self.secret);
+            still && (place.first(), place.tag()) == (row, word & TAG_BITS)
+        }))
+    }
+
+    /// The word beside one that shares its slot, or may; [`NONE`] where there is none.
+    fn beside(&self, row: u32, word: u32) -> io::Result<u32> {
+        let way = beside(word);
+        if way >= WAYS as u32 {
+            return Ok(NONE);
+        }
+        word_of(&self.rows, row, way).map(load)
+    }
+
+    /// Whether a slot's word says the same flow, but for how long it is kept.
+    fn is_still(&self, row: u32, word: u32) -> io::Result<bool> {
         let now = load(word_of(&self.rows, row, word)?);
-        Ok(((now ^ word) & (TAG_BITS | HELD) == 0).then_some(slot))
+        Ok((now ^ word) & (TAG_BITS | HELD | SHARED) == 0)
     }
 
     /// A copy of the words of a row.
@@ -238,22 +269,31 @@ impl<A: MapAddress> Flows<A> {
         Ok(self.find(tuple)?.map(|(_, _, entry)| entry))
     }
 
-    /// Forgets a flow; whether it was there.
+    /// Forgets a flow, and the answers to it that share its slot; whether it was there.
     ///
     /// # Errors
     /// As for [`Self::get`].
     pub fn remove(&self, tuple: &Tuple<A>) -> io::Result<bool> {
         while let Some((row, word, _)) = self.find(tuple)? {
-            let free = word & WAY_BITS;
             // Where it is not what it was, a packet has passed, or the slot is another's.
-            if word_of(&self.rows, row, word)?
-                .compare_exchange(word, free, Ordering::SeqCst, Ordering::SeqCst)
-                .is_ok()
-            {
+            if self.free(row, word)? {
+                let answers = self.beside(row, word)?;
+                if word & SHARED == 0 && answers & (SHARED | HELD) == SHARED {
+                    self.free(row, answers)?;
+                }
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Frees a slot if its word is this one; whether it was.
+    fn free(&self, row: u32, word: u32) -> io::Result<bool> {
+        let free = word & WAY_BITS;
+        let at = word_of(&self.rows, row, word)?;
+        Ok(at
+            .compare_exchange(word, free, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok())
     }
 
     /// The row and a word of the slot that a flow is to be written to, which is not in the table; `None` where its tag is
@@ -313,12 +353,34 @@ impl<A: MapAddress> Flows<A> {
 const _: () = assert!(WAYS <= WAY_BITS as usize);
 
 #[cfg(test)]
+impl<A: MapAddress> Flows<A> {
+    /// Takes down a flow whose answers share its slot, as programs do, and with the port that they choose; the answers' tuple.
+    pub(crate) fn insert_shared(&self, tuple: &Tuple<A>, entry: &Conntrack<A>) -> Tuple<A> {
+        use orch_ebpf::flow_table::Neighbours;
+
+        let row = Place::of(tuple, self.secret).first();
+        let mut answer = entry.becomes.reverse();
+        answer.destination_port = Neighbours::of(&answer, self.secret).port_in(row);
+        let becomes = answer.reverse();
+        assert!(self.insert(tuple, &Conntrack { becomes, ..*entry }).unwrap());
+        let (row, word, _) = self.find(tuple).unwrap().unwrap();
+        let way = beside(word);
+        let kept = until(entry.last_seen, tuple.protocol, 0);
+        let word = Place::of(&answer, self.secret).tag() | kept | SHARED | way;
+        word_of(&self.rows, row, way)
+            .unwrap()
+            .store(word, Ordering::SeqCst);
+        answer
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::{collections::HashSet, path::PathBuf};
 
     use orch_ebpf::{
         Address4, PROTOCOL_TCP,
-        conntrack::{KIND_SERVICE, SEEN_SYN, SEEN_TRAFFIC},
+        conntrack::{DIRECTION_REPLY, KIND_SERVICE, SEEN_SYN, SEEN_TRAFFIC},
         flow_table::went_beside,
     };
 
@@ -391,6 +453,65 @@ mod tests {
         // Who opens it beside sees the same.
         let beside = maps::pinned_flows::<Address4>(&maps::folder(&root.0)).unwrap();
         assert!(beside.open().unwrap().get(&all[8]).unwrap().is_some());
+    }
+
+    #[test]
+    fn answers_that_share_a_slot_are_known() {
+        let root = Root::new("shared");
+        let flows = root.flows();
+        let asked = tuple(1);
+        let becomes = Tuple {
+            source: [192, 0, 2, 2],
+            destination: [10, 1, 0, 1],
+            ..asked
+        };
+        let known = Conntrack {
+            becomes,
+            backend: 7,
+            ..entry(NOW, SEEN_SYN)
+        };
+        let answer = flows.insert_shared(&asked, &known);
+        let back = flows.get(&answer).unwrap().unwrap();
+        assert_eq!(
+            back,
+            Conntrack {
+                becomes: asked.reverse(),
+                direction: DIRECTION_REPLY,
+                seen: 0,
+                ..known
+            }
+        );
+        let all: HashSet<_> = flows.all().unwrap().into_iter().map(|(tuple, _)| tuple).collect();
+        assert_eq!(all, HashSet::from([asked, answer]));
+
+        assert!(flows.insert(&answer, &entry(NOW, SEEN_TRAFFIC)).unwrap());
+        assert_eq!(flows.get(&answer).unwrap().unwrap().seen, SEEN_TRAFFIC);
+        assert_eq!(flows.get(&asked).unwrap().unwrap().backend, 7);
+        assert!(flows.remove(&answer).unwrap());
+
+        assert_eq!(flows.insert_shared(&asked, &known), answer);
+        assert!(flows.remove(&answer).unwrap());
+        assert_eq!(
+            (flows.get(&answer).unwrap(), flows.all().unwrap().len()),
+            (None, 1)
+        );
+
+        assert_eq!(flows.insert_shared(&asked, &known), answer);
+        assert!(flows.remove(&asked).unwrap());
+        assert_eq!(
+            (flows.get(&answer).unwrap(), flows.all().unwrap().len()),
+            (None, 0)
+        );
+
+        // The slot is another flow's by now.
+        assert_eq!(flows.insert_shared(&asked, &known), answer);
+        let (row, word, _) = flows.find(&asked).unwrap().unwrap();
+        let other = Slot {
+            tuple: tuple(2),
+            entry: known,
+        };
+        flows.slots.write(slot(row, word) as usize, 0, other).unwrap();
+        assert_eq!(flows.get(&answer).unwrap(), None);
     }
 
     #[test]

@@ -78,7 +78,8 @@ async fn sweep<A: MapAddress>(
                 continue;
             }
             // One that has gone by itself meanwhile is as gone as one removed here.
-            removed += usize::from(flows.remove(&tuple)?);
+            flows.remove(&tuple)?;
+            removed += 1;
         }
         tokio::task::yield_now().await;
     }

@@ -43,10 +43,18 @@ fn fill(ctx: &XdpContext) -> Option<()> {
     if start + size_of::<Frame>() > ctx.data_end() {
         return None;
     }
-    let to = start as *mut u64;
-    for (index, word) in frame.words.iter().enumerate() {
-        // SAFETY: within what was just checked.
-        unsafe { to.add(index).write_unaligned(*word) };
+    let (from, to) = ((&raw const *frame).cast::<u8>(), start as *mut u8);
+    // What is read of a driver's frame is in memory. Here it comes out of a CPU's queue of stores, and only if one store has
+    // all of it: else the read waits for all that was written before, slots of flows that are far among it. So each field
+    // behind Ethernet's header is written as a whole, and the first and the last two bytes by themselves.
+    // SAFETY: within what was just checked; packets and maps may be used unaligned on the architectures that orch runs on.
+    unsafe {
+        for at in [0, size_of::<Frame>() - 2] {
+            *to.add(at).cast::<u16>() = *from.add(at).cast::<u16>();
+        }
+        for at in (2..size_of::<Frame>() - 2).step_by(4) {
+            *to.add(at).cast::<u32>() = *from.add(at).cast::<u32>();
+        }
     }
     Some(())
 }

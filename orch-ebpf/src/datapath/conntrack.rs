@@ -176,6 +176,10 @@ pub fn open_from_node<A: Family>(
     becomes.source = address;
     let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
     let answer = answer_to(becomes).ok_or(DropReason::ConntrackFull)?;
+    if open_pair(parsed, becomes, answer, entry) {
+        events::count(Path::NewFlow, 0);
+        return Ok(());
+    }
     // Both slots are taken before either is written: to take one waits for all that was written before, and slots are far.
     let (mut original, mut reply) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     let Some(original) = flow_table::hold(&parsed.tuple, entry, Claim::Alone, &mut original) else {
@@ -203,6 +207,24 @@ pub fn open_from_node<A: Family>(
     Ok(())
 }
 
+/// As [`open_from_node`], in a slot that both directions share until somebody answers; whether there is room for that.
+#[inline(never)]
+fn open_pair<A: Family>(
+    parsed: &Parsed<A>,
+    becomes: &mut Tuple<A>,
+    answer: &mut Tuple<A>,
+    entry: &mut Conntrack<A>,
+) -> bool {
+    let mut pair = MaybeUninit::uninit();
+    let Some(pair) = flow_table::hold_pair(&parsed.tuple, answer, entry, &mut pair) else {
+        return false;
+    };
+    becomes.source_port = answer.destination_port;
+    let turned = turn(parsed, entry, becomes).is_ok();
+    flow_table::fill_pair(pair, &parsed.tuple, entry);
+    turned
+}
+
 /// Chooses a port for the answers' destination that no other flow's carry; whether there was one.
 #[inline(never)]
 fn choose_port<A: Family>(answer: &mut Tuple<A>) -> bool {
@@ -210,7 +232,7 @@ fn choose_port<A: Family>(answer: &mut Tuple<A>) -> bool {
     let start = unsafe { bpf_get_prandom_u32() };
     for attempt in 0..PORT_ATTEMPTS {
         answer.destination_port = nat_port(start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
-        if flow_table::find(answer).is_none() {
+        if !flow_table::is_known(answer) {
             return true;
         }
     }

@@ -1,21 +1,20 @@
 //! Finding a flow's slot, and taking one.
 
-use core::{arch::asm, mem::MaybeUninit};
+use core::mem::MaybeUninit;
 
-use super::{family::Family, words};
+use super::{
+    atomic::{joined, publish, publish_pair, store, swap_if, swap_pair_if},
+    family::Family,
+    words,
+};
 use crate::{
-    conntrack::{Conntrack, Tuple},
+    conntrack::{Conntrack, DIRECTION_REPLY, Tuple},
     flow_table::{
-        HELD, NONE, Neighbours, Place, Row, SECRET_ROW, Slot, WAY_BITS, found_full, is_crowded, is_kept,
-        is_less, is_vain, last_tagged, load, price, price_of_one, sent_beside, slot, tagged, units, until,
-        went_beside,
+        FreePair, HELD, NONE, Neighbours, Place, Row, SECRET_ROW, SHARED, Slot, TAG_BITS, USED, WAY_BITS,
+        beside, chosen, found_full, free_pair, is_crowded, is_kept, is_less, is_vain, last_tagged, load,
+        price, price_of_one, sent_beside, slot, sum, tagged, units, until, went_beside,
     },
 };
-
-/// Not zero where a CPU makes what it writes visible in order (x86), so that a word behind others needs no more than to be
-/// written. The agent sets it.
-#[unsafe(no_mangle)]
-static ORCH_ORDERED: u64 = 0;
 
 /// What a slot is taken for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,6 +35,16 @@ pub struct Held {
     word: u32,
 }
 
+/// A slot that is being written, and the word beside its own, which shares it.
+#[derive(Clone, Copy)]
+pub struct HeldPair {
+    row: u32,
+    /// The slot's number in the row.
+    way: u32,
+    /// What both words are once the slot is written, as one word of memory.
+    words: u64,
+}
+
 /// A flow's slot, and what its row says of it.
 struct Found<A: 'static> {
     /// The slot's word.
@@ -43,49 +52,6 @@ struct Found<A: 'static> {
     /// As it was read.
     word: u32,
     slot: &'static mut Slot<A>,
-}
-
-/// Writes a word of a row.
-#[inline(always)]
-fn store(word: &u32, value: u32) {
-    // SAFETY: memory of a map, which CPUs share; a whole word is written at once.
-    unsafe { (&raw const *word).cast_mut().write_volatile(value) };
-}
-
-/// Writes a word of a row if it is what it was, in one step that all CPUs see in the same order; what it was.
-#[inline(always)]
-fn swap_if(word: &u32, old: u32, new: u32) -> u32 {
-    let found: u64;
-    // SAFETY: as in `store`. The compiler has no such operation for this target; the kernel has since 5.12.
-    unsafe {
-        asm!(
-            "w0 = cmpxchg32_32(r1 + 0, w0, w2)",
-            in("r1") &raw const *word,
-            in("r2") u64::from(new),
-            inlateout("r0") u64::from(old) => found,
-            options(nostack),
-        );
-    }
-    found as u32
-}
-
-/// Writes a word of a row after all that was written before, as all CPUs see it.
-#[inline(always)]
-fn publish(word: &u32, new: u32) {
-    // SAFETY: a constant that the agent may have set before the program was loaded.
-    if unsafe { core::ptr::read_volatile(&raw const ORCH_ORDERED) } != 0 {
-        // To wait for the slot, as an operation on memory that is shared does, would take longer than all the rest.
-        return store(word, new);
-    }
-    // SAFETY: as in `swap_if`.
-    unsafe {
-        asm!(
-            "w2 = xchg32_32(r1 + 0, w2)",
-            in("r1") &raw const *word,
-            inlateout("r2") u64::from(new) => _,
-            options(nostack),
-        );
-    }
 }
 
 #[inline(always)]
@@ -165,13 +131,81 @@ fn is_same<A: Family>(one: &Tuple<A>, other: &Tuple<A>) -> bool {
 #[inline(always)]
 fn search<A: Family>(tuple: &Tuple<A>, number: u32, tag: u32) -> Option<Found<A>> {
     let row = row_of::<A>(number)?;
-    let word = tagged(&row.words, tag);
-    if word & HELD != 0 {
+    look(tuple, (row, number), tagged(&row.words, tag))
+}
+
+/// The tuple's slot if it is the one with this word.
+#[inline(always)]
+fn look<A: Family>(tuple: &Tuple<A>, (row, number): (&'static Row, u32), word: u32) -> Option<Found<A>> {
+    if word & (HELD | SHARED) != 0 {
         return None;
     }
     let at = word_of(row, word)?;
     let slot = slot_of::<A>(slot(number, word))?;
     same(&slot.tuple, tuple).then_some(Found { at, word, slot })
+}
+
+/// Whether packets with the tuple answer those of the slot's flow.
+#[inline(never)]
+fn answers<A: Family>(slot: &Slot<A>, tuple: &Tuple<A>) -> bool {
+    let asked = &slot.entry.becomes;
+    let ports = |source: u16, destination: u16| u32::from(source) << 16 | u32::from(destination);
+    asked.source.same(tuple.destination)
+        && asked.destination.same(tuple.source)
+        && ports(asked.source_port, asked.destination_port)
+            == ports(tuple.destination_port, tuple.source_port)
+        && asked.protocol == tuple.protocol
+}
+
+/// Whether a slot is a flow's, by its word in the row.
+#[inline(always)]
+fn is_of<A: Family>(tuple: &Tuple<A>, number: u32, word: u32) -> Option<bool> {
+    let slot = slot_of::<A>(slot(number, word))?;
+    Some(if word & SHARED == 0 {
+        same(&slot.tuple, tuple)
+    } else {
+        answers(slot, tuple)
+    })
+}
+
+/// The entry of answers that have no slot of their own yet, of which this packet is the first: gives them one. While another
+/// CPU does that, what this one notes of them is lost.
+#[inline(always)]
+fn answered<A: Family>(tuple: &Tuple<A>, place: Place, word: u32) -> Option<&'static mut Conntrack<A>> {
+    let row = row_of::<A>(place.first())?;
+    let (at, asked) = (word_of(row, word)?, word_of(row, beside(word))?);
+    let (before, original) = (load(asked), slot_of::<A>(slot(place.first(), word))?);
+    if before & (USED | HELD) != USED || !answers(original, tuple) {
+        return None;
+    }
+    let scratch = A::scratch().get_ptr_mut(0)?;
+    // SAFETY: the slot is this CPU's own for the run, and nobody looks at what it held once another flow is asked for.
+    let entry = unsafe { &mut (*scratch).answered };
+    entry.last_seen = original.entry.last_seen;
+    // SAFETY: what is overwritten needs no drop.
+    original
+        .tuple
+        .reverse_in(unsafe { &mut *(&raw mut entry.becomes).cast() });
+    entry.backend = original.entry.backend;
+    entry.set_state(original.entry.kind, DIRECTION_REPLY, 0, 0);
+    entry.ticks = 0;
+    let mine = word & HELD == 0 && swap_if(at, word, word | HELD) == word;
+    // What was read was one flow's if it is its still.
+    if (load(asked) ^ before) & (TAG_BITS | HELD) != 0 {
+        if mine {
+            publish(at, word & WAY_BITS);
+        }
+        return None;
+    }
+    if !mine {
+        return Some(entry);
+    }
+    let kept = until(entry.last_seen, tuple.protocol, entry.seen);
+    let held = Held {
+        row: place.first(),
+        word: place.tag() | kept | HELD | word & WAY_BITS,
+    };
+    put(&held, tuple, entry).map(|slot| &mut slot.entry)
 }
 
 /// The entry of a flow.
@@ -192,19 +226,45 @@ fn find_apart<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Conntrack<A>> 
 #[inline(always)]
 fn find_here<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Conntrack<A>> {
     let place = place(tuple)?;
-    if let Some(found) = search(tuple, place.first(), place.tag()) {
+    let row = row_of::<A>(place.first())?;
+    let word = tagged(&row.words, place.tag());
+    if let Some(found) = look(tuple, (row, place.first()), word) {
         return Some(&mut found.slot.entry);
     }
-    find_beside(tuple, place)
+    find_beside(tuple, place, word)
 }
 
-/// The entry of a flow that is in its second row, if any with its mark is.
+/// The entry of a flow that shares a slot, by the word in its first row, or has one in its second, if any with its mark is
+/// there.
 #[inline(never)]
-fn find_beside<A: Family>(tuple: &Tuple<A>, place: Place) -> Option<&'static mut Conntrack<A>> {
-    if !went_beside(load(&row_of::<A>(place.first())?.beside), place.tag()) {
+fn find_beside<A: Family>(tuple: &Tuple<A>, place: Place, word: u32) -> Option<&'static mut Conntrack<A>> {
+    let row = row_of::<A>(place.first())?;
+    if word & SHARED != 0
+        && let Some(entry) = answered(tuple, place, word)
+    {
+        return Some(entry);
+    }
+    if !went_beside(load(&row.beside), place.tag()) {
         return None;
     }
     search(tuple, place.second(), place.tag()).map(|found| &mut found.slot.entry)
+}
+
+/// Whether there is a flow with the tuple, or will be.
+#[inline(never)]
+pub fn is_known<A: Family>(tuple: &Tuple<A>) -> bool {
+    let Some(place) = place(tuple) else {
+        return false;
+    };
+    for number in [place.first(), place.second()] {
+        if let Some(row) = row_of::<A>(number) {
+            let word = tagged(&row.words, place.tag());
+            if word != NONE && is_of(tuple, number, word).is_some_and(|is| is) {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 /// Says how long a flow is worth keeping, of which something new is known.
@@ -230,7 +290,7 @@ pub fn keep<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>) {
 #[inline(never)]
 pub fn insert<A: Family>(tuple: &Tuple<A>, entry: &Conntrack<A>) -> bool {
     let held = place(tuple).and_then(|place| take(tuple, place, entry, Claim::Any));
-    held.is_some_and(|held| write(&held, tuple, entry).is_some())
+    held.is_some_and(|held| put(&held, tuple, entry).is_some())
 }
 
 /// Takes the slot for a flow, as [`insert`] does, to be [`fill`]ed or [`release`]d.
@@ -286,10 +346,78 @@ fn hold_beside_in<A: Family>(
     taken.map(|taken| held.write(taken)).is_some()
 }
 
+/// Takes a slot for a flow that is not known and for the answers to it, whose destination port is chosen such that they stand
+/// in the same row. It takes one swap where room is easily had; elsewhere there is [`hold`] and [`hold_beside`].
+#[inline(always)]
+pub fn hold_pair<'a, A: Family>(
+    tuple: &Tuple<A>,
+    answer: &mut Tuple<A>,
+    entry: &Conntrack<A>,
+    held: &'a mut MaybeUninit<HeldPair>,
+) -> Option<&'a HeldPair> {
+    // SAFETY: then it has been written.
+    hold_pair_in(tuple, answer, entry, held).then(|| unsafe { held.assume_init_ref() })
+}
+
+/// As [`hold_pair`]: see [`hold_in`].
+#[inline(never)]
+fn hold_pair_in<A: Family>(
+    tuple: &Tuple<A>,
+    answer: &mut Tuple<A>,
+    entry: &Conntrack<A>,
+    held: &mut MaybeUninit<HeldPair>,
+) -> bool {
+    let (Some(place), Some(neighbours)) = (place(tuple), neighbours(answer)) else {
+        return false;
+    };
+    let number = place.first();
+    answer.destination_port = neighbours.port_in(number);
+    let tags = [place.tag(), neighbours.at(answer.destination_port).tag()];
+    let Some(row) = row_of::<A>(number) else {
+        return false;
+    };
+    let went = load(&row.beside);
+    // With the same tag, each would be taken for the other.
+    if tags[0] == tags[1] || went_beside(went, tags[0]) || went_beside(went, tags[1]) {
+        return false;
+    }
+    let Some(FreePair { way, sum: before }) = free_pair(&row.words, tags) else {
+        return false;
+    };
+    let kept = until(entry.last_seen, tuple.protocol, entry.seen);
+    let free = joined(way, way + 1);
+    let words = [tags[0] | kept | way, tags[1] | kept | SHARED | (way + 1)];
+    if !swap_pair_if(row, way, free, joined(words[0] | HELD, words[1] | HELD)) {
+        return false;
+    }
+    let [first, second] = words.map(|word| u64::from(word | HELD));
+    let after = before + first + second - u64::from(2 * way + 1);
+    // What another has written meanwhile may have one of the tags.
+    if sum(&row.words) != after {
+        publish_pair(row, way, free);
+        return false;
+    }
+    held.write(HeldPair {
+        row: number,
+        way,
+        words: joined(words[0], words[1]),
+    });
+    true
+}
+
+/// Writes what the slot of a pair is for; then both flows are found.
+#[inline(never)]
+pub fn fill_pair<A: Family>(held: &HeldPair, tuple: &Tuple<A>, entry: &Conntrack<A>) {
+    write(slot(held.row, held.way), tuple, entry);
+    if let Some(row) = row_of::<A>(held.row) {
+        publish_pair(row, held.way, held.words);
+    }
+}
+
 /// Writes what a slot that is held is for.
 #[inline(never)]
 pub fn fill<A: Family>(held: &Held, tuple: &Tuple<A>, entry: &Conntrack<A>) {
-    write(held, tuple, entry);
+    put(held, tuple, entry);
 }
 
 /// Leaves a slot that is held empty.
@@ -315,13 +443,13 @@ fn take<A: Family>(tuple: &Tuple<A>, place: Place, entry: &Conntrack<A>, claim: 
     let row = row_of::<A>(number)?;
     let mut way = tagged(&row.words, place.tag());
     let collides = way != NONE;
-    if collides && same(&slot_of::<A>(slot(number, way))?.tuple, tuple) {
+    if collides && is_of(tuple, number, way)? {
         if claim == Claim::New {
             return None;
         }
     } else {
         way = if is_vain(load(&row.beside), now) {
-            price_of_one(&row.words, place.tag(), now)
+            price_of_one(&row.words, chosen(place.tag()), now)
         } else {
             NONE
         };
@@ -351,7 +479,7 @@ fn take<A: Family>(tuple: &Tuple<A>, place: Place, entry: &Conntrack<A>, claim: 
                         return None;
                     }
                 }
-            } else if same(&slot_of::<A>(slot(second, there))?.tuple, tuple) {
+            } else if is_of(tuple, second, there)? {
                 if claim == Claim::New {
                     return None;
                 }
@@ -386,9 +514,17 @@ fn take<A: Family>(tuple: &Tuple<A>, place: Place, entry: &Conntrack<A>, claim: 
     Some(Held { row: number, word })
 }
 
+/// Writes a slot that is held, and lets it be found.
 #[inline(always)]
-fn write<A: Family>(held: &Held, tuple: &Tuple<A>, entry: &Conntrack<A>) -> Option<()> {
-    let slot = slot_of::<A>(slot(held.row, held.word))?;
+fn put<A: Family>(held: &Held, tuple: &Tuple<A>, entry: &Conntrack<A>) -> Option<&'static mut Slot<A>> {
+    let slot = write(slot(held.row, held.word), tuple, entry)?;
+    say::<A>(held, held.word & !HELD);
+    Some(slot)
+}
+
+#[inline(always)]
+fn write<A: Family>(number: u32, tuple: &Tuple<A>, entry: &Conntrack<A>) -> Option<&'static mut Slot<A>> {
+    let slot = slot_of::<A>(number)?;
     // SAFETY: both are words on a boundary of four, and nobody else writes a slot that is held.
     unsafe {
         words::copy(
@@ -402,6 +538,5 @@ fn write<A: Family>(held: &Held, tuple: &Tuple<A>, entry: &Conntrack<A>) -> Opti
             size_of::<Conntrack<A>>() / 4,
         );
     }
-    say::<A>(held, held.word & !HELD);
-    Some(())
+    Some(slot)
 }

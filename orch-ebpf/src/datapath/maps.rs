@@ -63,6 +63,8 @@ pub struct Scratch<A> {
     pub parsed: Parsed<A>,
     /// An entry of connection tracking that is being made.
     pub entry: Conntrack<A>,
+    /// What is known of answers that have no slot of their own yet.
+    pub answered: Conntrack<A>,
     /// What the packet of a flow that is being opened becomes.
     pub becomes: Tuple<A>,
     /// The packet that answers it.

@@ -3,9 +3,11 @@
 //! Every step is generic over the [`family::Family`] of addresses. `parse`, `conntrack` on its `flow_table`, `service`, `nat`
 //! and `policy` know tuples and maps but no kind of program, and `routes` asks the kernel's; `skb` is what tc can do to a
 //! packet and `xdp` what XDP can; `pod`, `uplink`, `own` and `tunnel` are the paths, `carry` and `unpack` both ends of a
-//! shorter one between nodes; `socket` stands apart, at the system calls. `words` is how memory is copied.
+//! shorter one between nodes; `socket` stands apart, at the system calls. `words` is how memory is copied,
+//! and `atomic` how it is shared.
 
 pub mod announce;
+pub mod atomic;
 pub mod bandwidth;
 pub mod carry;
 pub mod checksum;

@@ -4,8 +4,8 @@ use std::{collections::HashSet, io, path::Path};
 
 use orch_ebpf::{
     Address as _, Address4, Address6,
-    conntrack::{Conntrack, Tuple},
-    flow_table::{HELD, Row, SECRET_ROW, USED, slot},
+    conntrack::{Conntrack, DIRECTION_ORIGINAL, KIND_MASQUERADE, KIND_SERVICE, Tuple},
+    flow_table::{HELD, Row, SECRET_ROW, SHARED, Slot, USED, slot},
 };
 
 use super::{
@@ -19,6 +19,9 @@ use crate::{
     maps::{self, MapAddress},
     sys::{map::RawMap, memory::read},
 };
+
+/// The first version of the ABI with which answers share slots.
+const SHARING: u32 = 7;
 
 /// The new table, of either family.
 enum New {
@@ -73,11 +76,54 @@ pub fn check(old: &Layout, new: &Layout) -> Result<(), String> {
     Parts::of(old, new).map(drop)
 }
 
+/// Of an old table, what says which of its slots are in use.
+pub struct Rows {
+    map: RawMap,
+    /// Whether answers may share a slot: see [`SHARED`].
+    shares: bool,
+}
+
+impl Rows {
+    /// These rows, whose meaning is this version's of the ABI.
+    pub fn new(map: RawMap, version: Option<u32>) -> Self {
+        Self {
+            map,
+            shares: version.is_some_and(|version| version >= SHARING),
+        }
+    }
+
+    /// The slots in use. In the first layout a row was twice as long, and began the same.
+    fn used(&self, batch: usize) -> io::Result<Used> {
+        let mut used = Used::default();
+        self.map.for_each(batch, |key, value| {
+            let (number, row) = (read::<u32>(key), read::<Row>(value));
+            if let Some((number, row)) = number.zip(row).filter(|(number, _)| *number != SECRET_ROW) {
+                for word in row.words.into_iter().filter(|word| word & (USED | HELD) == USED) {
+                    if self.shares && word & SHARED != 0 {
+                        used.answers.insert(slot(number, word));
+                    } else {
+                        used.flows.insert(slot(number, word & !SHARED));
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok(used)
+    }
+}
+
+/// The slots of an old table that are in use.
+#[derive(Default)]
+struct Used {
+    flows: HashSet<u32>,
+    /// Those that are their flows' answers' as well.
+    answers: HashSet<u32>,
+}
+
 /// How flows get into a new table.
 pub struct Flows {
     parts: Parts,
-    /// What says which slots of an old table are in use.
-    rows: Option<RawMap>,
+    rows: Option<Rows>,
     new: New,
 }
 
@@ -88,7 +134,7 @@ impl Flows {
     /// Why there is none, in words.
     pub fn new(
         layouts: (&Layout, &Layout),
-        rows: Option<RawMap>,
+        rows: Option<Rows>,
         folder: &Path,
         suffix: &str,
     ) -> Result<Self, String> {
@@ -122,21 +168,22 @@ impl Flows {
         since: u64,
         batch: usize,
     ) -> io::Result<Moved> {
-        let used = self.rows.as_ref().map(|rows| used(rows, batch)).transpose()?;
+        let used = self.rows.as_ref().map(|rows| rows.used(batch)).transpose()?;
         let mut moved = Moved::default();
         old.for_each(batch, |key, value| {
+            let mut answers = false;
             let (tuple, entry) = match (self.parts.slots, &used) {
                 (Some((tuple, entry)), Some(used)) => {
-                    if !read::<u32>(key).is_some_and(|slot| used.contains(&slot)) {
+                    let Some(slot) = read::<u32>(key).filter(|slot| used.flows.contains(slot)) else {
                         return Ok(());
-                    }
+                    };
+                    answers = used.answers.contains(&slot);
                     let part = |offset| value.get(offset..).unwrap_or_default();
                     (part(tuple), part(entry))
                 }
                 _ => (key, value),
             };
-            let at = self.parts.stamp.read(entry);
-            if at < since {
+            if self.parts.stamp.read(entry) < since {
                 return Ok(());
             }
             let converted = self.parts.tuple.apply(tuple).zip(self.parts.entry.apply(entry));
@@ -146,13 +193,12 @@ impl Flows {
                 moved.lost += 1;
                 return Ok(());
             };
-            if new.get(&tuple)?.is_some_and(|found| found.last_seen >= at) {
-                return Ok(());
-            }
-            if new.insert(&tuple, &entry)? {
-                moved.written += 1;
-            } else {
-                moved.lost += 1;
+            let slot = Slot { tuple, entry };
+            put(new, &slot, &mut moved)?;
+            // What shares a slot may have outlived whom it answered.
+            let translates = [KIND_SERVICE, KIND_MASQUERADE].contains(&entry.kind);
+            if answers && translates && entry.direction == DIRECTION_ORIGINAL {
+                put(new, &slot.answers(), &mut moved)?;
             }
             Ok(())
         })?;
@@ -160,22 +206,26 @@ impl Flows {
     }
 }
 
+/// Takes down a flow in the new table, unless one is there that was used as lately.
+fn put<A: MapAddress>(
+    new: &flow_table::Flows<A>,
+    Slot { tuple, entry }: &Slot<A>,
+    moved: &mut Moved,
+) -> io::Result<()> {
+    let known = new.get(tuple)?;
+    if known.is_some_and(|known| known.last_seen >= entry.last_seen) {
+        return Ok(());
+    }
+    if new.insert(tuple, entry)? {
+        moved.written += 1;
+    } else {
+        moved.lost += 1;
+    }
+    Ok(())
+}
+
 /// The table's memory, mapped once for all the copying.
 fn opened<A: MapAddress>(folder: &Path) -> Result<flow_table::Flows<A>, String> {
     let table = maps::pinned_flows(folder).map_err(|error| error.to_string())?;
     table.open().map_err(|error| error.to_string())
-}
-
-/// Which slots of a table are in use. In its first layout a row was twice as long, and began the same.
-fn used(rows: &RawMap, batch: usize) -> io::Result<HashSet<u32>> {
-    let mut used = HashSet::new();
-    rows.for_each(batch, |key, value| {
-        let (number, row) = (read::<u32>(key), read::<Row>(value));
-        if let Some((number, row)) = number.zip(row).filter(|(number, _)| *number != SECRET_ROW) {
-            let words = row.words.into_iter().filter(|word| word & (USED | HELD) == USED);
-            used.extend(words.map(|word| slot(number, word)));
-        }
-        Ok(())
-    })?;
-    Ok(used)
 }

@@ -93,14 +93,15 @@ struct Change {
     old_layout: Layout,
     new_layout: Layout,
     /// Of a table of flows, what says which of its slots are in use.
-    rows: Option<RawMap>,
+    rows: Option<flows::Rows>,
 }
 
 /// Where the maps of the object that is to be loaded are pinned, and what has to be copied there.
 pub struct Staging {
     root: PathBuf,
     folder: PathBuf,
-    same_version: bool,
+    /// [`ABI_VERSION`] of the pinned maps; `None` if nothing says so.
+    version: Option<u32>,
     changes: BTreeMap<String, Change>,
     /// Maps that had entries, of which none can be copied, and why.
     anew: BTreeMap<String, String>,
@@ -117,7 +118,7 @@ impl Staging {
         let mut staging = Self {
             root: bpf_root.to_owned(),
             folder: current.clone(),
-            same_version: true,
+            version: None,
             changes: BTreeMap::new(),
             anew: BTreeMap::new(),
         };
@@ -128,8 +129,7 @@ impl Staging {
             return Ok(staging);
         }
         let wanted = layout::of_object(object)?;
-        let version = version(&current, &pinned)?;
-        staging.same_version = version.is_none_or(|version| version == ABI_VERSION);
+        staging.version = version(&current, &pinned)?;
         let kept = staging.compare(&current, &pinned, &wanted)?;
         let former = pinned.iter().any(|name| !kept.contains_key(name));
         if staging.changes.is_empty() && staging.anew.is_empty() && !former {
@@ -138,7 +138,7 @@ impl Staging {
             return Ok(staging);
         }
         tracing::info!(
-            found = version, ours = ABI_VERSION, changed = ?staging.changes.keys(),
+            found = staging.version, ours = ABI_VERSION, changed = ?staging.changes.keys(),
             "the pinned maps have another layout: moving their entries to new ones"
         );
         // Without the mark it is an old set that was replaced and not removed to the end.
@@ -172,6 +172,7 @@ impl Staging {
         pinned: &BTreeSet<String>,
         wanted: &HashMap<String, Layout>,
     ) -> Result<BTreeMap<String, RawMap>, DataplaneError> {
+        let same_version = self.version.is_none_or(|version| version == ABI_VERSION);
         let mut kept = BTreeMap::new();
         for name in maps::names() {
             let former = first::former_name(&name);
@@ -187,7 +188,7 @@ impl Staging {
             };
             let old = RawMap::open(&current.join(found)).map_err(kernel("open", found))?;
             let old_layout = Layout::of_map(&old).map_err(kernel("describe", found))?;
-            if old_layout.fits(new_layout) && (self.same_version || !is_versioned(&name, new_layout)) {
+            if old_layout.fits(new_layout) && (same_version || !is_versioned(&name, new_layout)) {
                 kept.insert(name, old);
                 continue;
             }
@@ -253,7 +254,8 @@ impl Staging {
                 && change.old_layout.kind == change.new_layout.kind
                 && pinned.contains(&rows)
             {
-                change.rows = Some(RawMap::open(&current.join(&rows)).map_err(kernel("open", &rows))?);
+                let map = RawMap::open(&current.join(&rows)).map_err(kernel("open", &rows))?;
+                change.rows = Some(flows::Rows::new(map, self.version));
             }
         }
         Ok(())

@@ -12,7 +12,7 @@ use orch_ebpf::{
     conntrack::{Conntrack, KIND_SERVICE, SEEN_TRAFFIC, Tuple},
     endpoint::ENDPOINTS_MAP,
     event::METRICS_MAP,
-    flow_table::{HELD, ROWS, Row, Slot, USED, WAY_BITS, WAYS, slot},
+    flow_table::{ROWS, WAYS},
     service::{
         AFFINITY_MAP, AffinityKey, BackendKey, CLIENT_ADDRESS, CLIENT_NAMESPACE, ChunkKey, SOCKETS_MAP,
         ServiceKey, SocketKey,
@@ -28,6 +28,8 @@ use crate::{
         memory::read,
     },
 };
+
+mod flows;
 
 /// Writes BTF.
 struct Writer {
@@ -507,51 +509,6 @@ fn a_node_of_the_first_abi_keeps_all_it_knew() {
     );
     assert_eq!(root.list(""), ["links", "maps"].map(str::to_owned).into());
     assert_eq!(root.id("ORCH_NODES4"), id, "the same map under its new name");
-}
-
-#[test]
-fn flows_of_rows_of_two_lines_are_moved() {
-    let root = Root::new("rows");
-    let (programs, loaded) = root.load();
-    let flows = loaded.v4.conntrack.open().unwrap();
-    for client in 1..=3 {
-        let known = Conntrack {
-            last_seen: u64::from(client),
-            becomes: tuple(client + 10),
-            ..Conntrack::default()
-        };
-        assert!(flows.insert(&tuple(client), &known).unwrap());
-    }
-    let [rows, slots] = ["ORCH_ROWS4", "ORCH_CONNTRACK4"].map(|name| root.open(name));
-    let former = fourth_rows();
-    for number in 0..ROWS as u32 {
-        let row: Row = read(&rows.get(&number.to_ne_bytes()).unwrap().unwrap()).unwrap();
-        let mut value = [0; 128];
-        for (at, word) in value.chunks_exact_mut(4).zip(row.words) {
-            if word & USED == 0 {
-                continue;
-            }
-            let slot = slots.get(&slot(number, word).to_ne_bytes()).unwrap().unwrap();
-            let Slot { tuple: found, .. } = read::<Slot<Address4>>(&slot).unwrap();
-            // The third was being written when its program ended.
-            let held = if found == tuple(3) { HELD } else { 0 };
-            at.copy_from_slice(&(0xffff_ffc0 | USED | held | word & WAY_BITS).to_ne_bytes());
-        }
-        former.update(&number.to_ne_bytes(), &value, Update::Any).unwrap();
-    }
-    let slots = slots.info().id;
-    drop((flows, programs, loaded));
-    fs::remove_file(maps::folder(&root.0).join("ORCH_ROWS4")).unwrap();
-    let former = root.pin("ORCH_ROWS4", former);
-
-    let (mut programs, loaded) = root.load();
-    let seen = [1, 2, 3].map(|client| flow(&loaded, client).map(|flow| (flow.last_seen, flow.becomes)));
-    assert_eq!(seen, [Some((1, tuple(11))), Some((2, tuple(12))), None]);
-    assert_eq!(loaded.v4.conntrack.open().unwrap().all().unwrap().len(), 2);
-    assert!(!programs.is_anew(CONNTRACK_MAP));
-    programs.settle().unwrap();
-    assert_ne!(root.id("ORCH_ROWS4"), former.info().id);
-    assert_ne!(root.id("ORCH_CONNTRACK4"), slots);
 }
 
 #[test]

@@ -39,7 +39,8 @@ pub struct Bench {
     programs: Programs,
     pub maps: Maps,
     services: Services,
-    root: PathBuf,
+    /// Where its maps are pinned.
+    pub root: PathBuf,
 }
 
 impl Drop for Bench {

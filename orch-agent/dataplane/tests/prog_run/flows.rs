@@ -96,6 +96,15 @@ impl Bench {
         self.put_flows(std::slice::from_ref(flow));
     }
 
+    /// Forgets a flow that is there.
+    pub fn remove_flow(&mut self, key: &Sides) {
+        let removed = match key.source.0 {
+            IpAddr::V4(_) => self.maps.v4.conntrack.open().unwrap().remove(&tuple(key)),
+            IpAddr::V6(_) => self.maps.v6.conntrack.open().unwrap().remove(&tuple(key)),
+        };
+        assert!(removed.unwrap(), "{key:?}");
+    }
+
     /// Writes entries of one family.
     pub fn put_flows(&mut self, flows: &[Flow]) {
         fn all<A: MapAddress>(maps: &FamilyMaps<A>, flows: &[Flow]) {

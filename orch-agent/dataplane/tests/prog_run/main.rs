@@ -6,6 +6,7 @@
 mod packet;
 
 mod announce;
+mod answers;
 mod balance;
 mod bandwidth;
 mod bench;
