@@ -74,6 +74,13 @@ pub fn joined(first: u32, second: u32) -> u64 {
     u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
+/// Reads two words at once.
+#[inline(always)]
+pub fn load_pair(row: &Row, way: u32) -> u64 {
+    // SAFETY: as in `store`.
+    unsafe { pair_of(row, way).read_volatile() }
+}
+
 /// As [`swap_if`], for two words at once; whether they were what they should be.
 #[inline(always)]
 pub fn swap_pair_if(row: &Row, way: u32, old: u64, new: u64) -> bool {

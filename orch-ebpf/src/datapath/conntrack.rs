@@ -215,8 +215,7 @@ fn open_pair<A: Family>(
     answer: &mut Tuple<A>,
     entry: &mut Conntrack<A>,
 ) -> bool {
-    let mut pair = MaybeUninit::uninit();
-    let Some(pair) = flow_table::hold_pair(&parsed.tuple, answer, entry, &mut pair) else {
+    let Some(pair) = flow_table::hold_pair(&parsed.tuple, answer, entry) else {
         return false;
     };
     becomes.source_port = answer.destination_port;

@@ -3,7 +3,7 @@
 use core::mem::MaybeUninit;
 
 use super::{
-    atomic::{joined, publish, publish_pair, store, swap_if, swap_pair_if},
+    atomic::{joined, load_pair, publish, publish_pair, store, swap_if, swap_pair_if},
     family::Family,
     words,
 };
@@ -35,15 +35,10 @@ pub struct Held {
     word: u32,
 }
 
-/// A slot that is being written, and the word beside its own, which shares it.
+/// A slot that is being written, and the word beside its own, which shares it: the number of the row, and behind it the
+/// slot's in the row.
 #[derive(Clone, Copy)]
-pub struct HeldPair {
-    row: u32,
-    /// The slot's number in the row.
-    way: u32,
-    /// What both words are once the slot is written, as one word of memory.
-    words: u64,
-}
+pub struct HeldPair(u64);
 
 /// A flow's slot, and what its row says of it.
 struct Found<A: 'static> {
@@ -76,23 +71,41 @@ fn slot_of<A: Family>(number: u32) -> Option<&'static mut Slot<A>> {
 /// Where the tuple's slot may be; `None` while there is no table.
 #[inline(always)]
 fn place<A: Family>(tuple: &Tuple<A>) -> Option<Place> {
-    Some(neighbours(tuple)?.at(tuple.destination_port))
+    if A::BITS == 128 {
+        place_apart(tuple)
+    } else {
+        place_here(tuple)
+    }
+}
+
+/// As [`place`]: a longer tuple would take the stack that all that is called needs.
+#[inline(never)]
+fn place_apart<A: Family>(tuple: &Tuple<A>) -> Option<Place> {
+    place_here(tuple)
+}
+
+#[inline(always)]
+fn place_here<A: Family>(tuple: &Tuple<A>) -> Option<Place> {
+    Some(Neighbours::of(tuple, secret::<A>()?).at(tuple.destination_port))
 }
 
 /// Where its slot may be with another destination port.
 #[inline(always)]
 fn neighbours<A: Family>(tuple: &Tuple<A>) -> Option<Neighbours> {
-    let [low, high, ..] = row_of::<A>(SECRET_ROW)?.words;
-    let secret = u64::from(high) << 32 | u64::from(low);
-    if secret == 0 {
-        return None;
-    }
-    // A longer tuple would take the stack that all that is called needs.
+    let secret = secret::<A>()?;
     Some(if A::BITS == 128 {
         neighbours_apart(tuple, secret)
     } else {
         Neighbours::of(tuple, secret)
     })
+}
+
+/// The table's secret; `None` while there is no table.
+#[inline(always)]
+fn secret<A: Family>() -> Option<u64> {
+    let [low, high, ..] = row_of::<A>(SECRET_ROW)?.words;
+    let secret = u64::from(high) << 32 | u64::from(low);
+    (secret != 0).then_some(secret)
 }
 
 #[inline(never)]
@@ -182,10 +195,22 @@ fn answered<A: Family>(tuple: &Tuple<A>, place: Place, word: u32) -> Option<&'st
     // SAFETY: the slot is this CPU's own for the run, and nobody looks at what it held once another flow is asked for.
     let entry = unsafe { &mut (*scratch).answered };
     entry.last_seen = original.entry.last_seen;
-    // SAFETY: what is overwritten needs no drop.
-    original
-        .tuple
-        .reverse_in(unsafe { &mut *(&raw mut entry.becomes).cast() });
+    let (asker, becomes) = (&original.tuple, &mut entry.becomes);
+    // SAFETY: addresses in tuples, which are words on a boundary of four.
+    unsafe {
+        for (from, to) in [
+            (&asker.destination, &mut becomes.source),
+            (&asker.source, &mut becomes.destination),
+        ] {
+            words::copy(
+                (&raw const *from).cast(),
+                (&raw mut *to).cast(),
+                A::BITS as usize / 32,
+            );
+        }
+    }
+    becomes.set_ports(asker.destination_port, asker.source_port);
+    becomes.set_protocol(asker.protocol);
     entry.backend = original.entry.backend;
     entry.set_state(original.entry.kind, DIRECTION_REPLY, 0, 0);
     entry.ticks = 0;
@@ -349,68 +374,58 @@ fn hold_beside_in<A: Family>(
 /// Takes a slot for a flow that is not known and for the answers to it, whose destination port is chosen such that they stand
 /// in the same row. It takes one swap where room is easily had; elsewhere there is [`hold`] and [`hold_beside`].
 #[inline(always)]
-pub fn hold_pair<'a, A: Family>(
+pub fn hold_pair<A: Family>(
     tuple: &Tuple<A>,
     answer: &mut Tuple<A>,
     entry: &Conntrack<A>,
-    held: &'a mut MaybeUninit<HeldPair>,
-) -> Option<&'a HeldPair> {
-    // SAFETY: then it has been written.
-    hold_pair_in(tuple, answer, entry, held).then(|| unsafe { held.assume_init_ref() })
+) -> Option<HeldPair> {
+    let place = place(tuple)?;
+    let neighbours = neighbours(answer)?;
+    answer.destination_port = neighbours.port_in(place.first());
+    let other = neighbours.at(answer.destination_port);
+    let kept = until(entry.last_seen, tuple.protocol, entry.seen);
+    let held = hold_pair_in::<A>(place.first(), place.tag(), other.tag(), kept);
+    (held != NO_PAIR).then_some(HeldPair(held))
 }
 
-/// As [`hold_pair`]: see [`hold_in`].
+/// What [`hold_pair_in`] gives where there is no pair.
+const NO_PAIR: u64 = u64::MAX;
+
+/// As [`hold_pair`], by the row, both tags and until when the flows are worth keeping.
 #[inline(never)]
-fn hold_pair_in<A: Family>(
-    tuple: &Tuple<A>,
-    answer: &mut Tuple<A>,
-    entry: &Conntrack<A>,
-    held: &mut MaybeUninit<HeldPair>,
-) -> bool {
-    let (Some(place), Some(neighbours)) = (place(tuple), neighbours(answer)) else {
-        return false;
-    };
-    let number = place.first();
-    answer.destination_port = neighbours.port_in(number);
-    let tags = [place.tag(), neighbours.at(answer.destination_port).tag()];
+fn hold_pair_in<A: Family>(number: u32, tag: u32, other: u32, kept: u32) -> u64 {
     let Some(row) = row_of::<A>(number) else {
-        return false;
+        return NO_PAIR;
     };
     let went = load(&row.beside);
     // With the same tag, each would be taken for the other.
-    if tags[0] == tags[1] || went_beside(went, tags[0]) || went_beside(went, tags[1]) {
-        return false;
+    if tag == other || went_beside(went, tag) || went_beside(went, other) {
+        return NO_PAIR;
     }
-    let Some(FreePair { way, sum: before }) = free_pair(&row.words, tags) else {
-        return false;
+    let Some(FreePair { way, sum: before }) = free_pair(&row.words, [tag, other]) else {
+        return NO_PAIR;
     };
-    let kept = until(entry.last_seen, tuple.protocol, entry.seen);
     let free = joined(way, way + 1);
-    let words = [tags[0] | kept | way, tags[1] | kept | SHARED | (way + 1)];
-    if !swap_pair_if(row, way, free, joined(words[0] | HELD, words[1] | HELD)) {
-        return false;
+    let (first, second) = (tag | kept | HELD | way, other | kept | HELD | SHARED | (way + 1));
+    if !swap_pair_if(row, way, free, joined(first, second)) {
+        return NO_PAIR;
     }
-    let [first, second] = words.map(|word| u64::from(word | HELD));
-    let after = before + first + second - u64::from(2 * way + 1);
     // What another has written meanwhile may have one of the tags.
+    let after = before + u64::from(first) + u64::from(second) - u64::from(2 * way + 1);
     if sum(&row.words) != after {
         publish_pair(row, way, free);
-        return false;
+        return NO_PAIR;
     }
-    held.write(HeldPair {
-        row: number,
-        way,
-        words: joined(words[0], words[1]),
-    });
-    true
+    u64::from(number) << 32 | u64::from(way)
 }
 
 /// Writes what the slot of a pair is for; then both flows are found.
 #[inline(never)]
-pub fn fill_pair<A: Family>(held: &HeldPair, tuple: &Tuple<A>, entry: &Conntrack<A>) {
-    write(slot(held.row, held.way), tuple, entry);
-    if let Some(row) = row_of::<A>(held.row) {
-        publish_pair(row, held.way, held.words);
+pub fn fill_pair<A: Family>(held: HeldPair, tuple: &Tuple<A>, entry: &Conntrack<A>) {
+    let (number, way) = ((held.0 >> 32) as u32, held.0 as u32);
+    write(slot(number, way), tuple, entry);
+    if let Some(row) = row_of::<A>(number) {
+        publish_pair(row, way, load_pair(row, way) & !joined(HELD, HELD));
     }
 }
 
