@@ -351,13 +351,6 @@ pub fn price(words: &[u32; WAYS], now: u32) -> u32 {
     least
 }
 
-/// The slot of a full row that a flow with this tag writes over.
-#[inline(always)]
-#[must_use]
-pub const fn chosen(tag: u32) -> u32 {
-    (tag / (2 * SHARED)) & WAY_BITS
-}
-
 /// The word of the slot that has all that is known of a [`SHARED`] one, and the other way round: its lowest bits.
 #[inline(always)]
 #[must_use]
@@ -365,11 +358,12 @@ pub const fn beside(word: u32) -> u32 {
     (word ^ 1) & WAY_BITS
 }
 
-/// The price of one slot of a row if that is free or a flow's that nobody has answered; [`NONE`] otherwise.
+/// The price of one slot of a row, which the tag chooses, if that is free or a flow's that nobody has answered; [`NONE`]
+/// otherwise.
 #[inline(always)]
 #[must_use]
-pub fn price_of_one(words: &[u32; WAYS], way: u32, now: u32) -> u32 {
-    let Some(word) = words.get((way & WAY_BITS) as usize) else {
+pub fn price_of_one(words: &[u32; WAYS], tag: u32, now: u32) -> u32 {
+    let Some(word) = words.get(((tag / (2 * SHARED)) & WAY_BITS) as usize) else {
         return NONE;
     };
     let word = load(word);

@@ -11,7 +11,7 @@ static ORCH_ORDERED: u64 = 0;
 
 /// Writes a word of a row.
 #[inline(always)]
-pub fn store(word: &u32, value: u32) {
+fn store(word: &u32, value: u32) {
     // SAFETY: memory of a map, which CPUs share; a whole word is written at once.
     unsafe { (&raw const *word).cast_mut().write_volatile(value) };
 }

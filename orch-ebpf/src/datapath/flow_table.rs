@@ -3,7 +3,7 @@
 use core::mem::MaybeUninit;
 
 use super::{
-    atomic::{joined, load_pair, publish, publish_pair, store, swap_if, swap_pair_if},
+    atomic::{joined, load_pair, publish, publish_pair, swap_if, swap_pair_if},
     family::Family,
     words,
 };
@@ -11,8 +11,8 @@ use crate::{
     conntrack::{Conntrack, DIRECTION_REPLY, Tuple},
     flow_table::{
         FreePair, HELD, NONE, Neighbours, Place, Row, SECRET_ROW, SHARED, Slot, TAG_BITS, USED, WAY_BITS,
-        beside, chosen, found_full, free_pair, is_crowded, is_kept, is_less, is_vain, last_tagged, load,
-        price, price_of_one, sent_beside, slot, sum, tagged, units, until, went_beside,
+        beside, found_full, free_pair, is_crowded, is_kept, is_less, is_vain, last_tagged, load, price,
+        price_of_one, sent_beside, slot, sum, tagged, units, until, went_beside,
     },
 };
 
@@ -464,7 +464,7 @@ fn take<A: Family>(tuple: &Tuple<A>, place: Place, entry: &Conntrack<A>, claim: 
         }
     } else {
         way = if is_vain(load(&row.beside), now) {
-            price_of_one(&row.words, chosen(place.tag()), now)
+            price_of_one(&row.words, place.tag(), now)
         } else {
             NONE
         };
