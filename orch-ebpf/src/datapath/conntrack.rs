@@ -9,7 +9,6 @@ use super::{
     family::Family,
     flow_table::{self, Claim},
     parse::{Parsed, Ports, TCP_FIN, TCP_RST, TCP_SYN},
-    words,
 };
 use crate::{
     PROTOCOL_TCP,
@@ -165,7 +164,7 @@ pub fn open<A: Family>(
 
 /// Opens a flow whose packets get `address`, one of the node's, and a free port as their source, which is written to
 /// `becomes`. The port is free when no other flow's answers carry the same tuple.
-#[inline(never)]
+#[inline(always)]
 pub fn open_from_node<A: Family>(
     address: A,
     parsed: &Parsed<A>,
@@ -174,12 +173,38 @@ pub fn open_from_node<A: Family>(
     kind: u8,
 ) -> Result<(), DropReason> {
     becomes.source = address;
-    let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
-    let answer = answer_to(becomes).ok_or(DropReason::ConntrackFull)?;
-    if open_pair(parsed, becomes, answer, entry) {
-        events::count(Path::NewFlow, 0);
+    if open_pair(parsed, becomes, backend, kind) {
         return Ok(());
     }
+    open_both(parsed, becomes, backend, kind)
+}
+
+/// As [`open_from_node`], in a slot that both directions share until somebody answers; whether there is room for that.
+#[inline(never)]
+fn open_pair<A: Family>(parsed: &Parsed<A>, becomes: &mut Tuple<A>, backend: u32, kind: u8) -> bool {
+    let (Some(entry), Some(answer)) = (fresh_entry::<A>(backend), answer_to(becomes)) else {
+        return false;
+    };
+    let Some(pair) = flow_table::hold_pair(&parsed.tuple, answer, entry.last_seen) else {
+        return false;
+    };
+    becomes.set_ports(answer.destination_port, becomes.destination_port);
+    let turned = turn(parsed, entry, becomes, kind).is_ok();
+    flow_table::fill_pair(pair, &parsed.tuple, entry);
+    events::count(Path::NewFlow, 0);
+    turned
+}
+
+/// As [`open_from_node`], with a slot for each direction.
+#[inline(never)]
+fn open_both<A: Family>(
+    parsed: &Parsed<A>,
+    becomes: &mut Tuple<A>,
+    backend: u32,
+    kind: u8,
+) -> Result<(), DropReason> {
+    let entry = reply_entry(parsed, backend, kind).ok_or(DropReason::ConntrackFull)?;
+    let answer = answer_to(becomes).ok_or(DropReason::ConntrackFull)?;
     // Both slots are taken before either is written: to take one waits for all that was written before, and slots are far.
     let (mut original, mut reply) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     let Some(original) = flow_table::hold(&parsed.tuple, entry, Claim::Alone, &mut original) else {
@@ -199,29 +224,12 @@ pub fn open_from_node<A: Family>(
             }
         },
     };
-    becomes.source_port = answer.destination_port;
+    becomes.set_ports(answer.destination_port, becomes.destination_port);
     flow_table::fill(reply, answer, entry);
-    turn(parsed, entry, becomes)?;
+    turn(parsed, entry, becomes, entry.kind)?;
     flow_table::fill(original, &parsed.tuple, entry);
     events::count(Path::NewFlow, 0);
     Ok(())
-}
-
-/// As [`open_from_node`], in a slot that both directions share until somebody answers; whether there is room for that.
-#[inline(never)]
-fn open_pair<A: Family>(
-    parsed: &Parsed<A>,
-    becomes: &mut Tuple<A>,
-    answer: &mut Tuple<A>,
-    entry: &mut Conntrack<A>,
-) -> bool {
-    let Some(pair) = flow_table::hold_pair(&parsed.tuple, answer, entry) else {
-        return false;
-    };
-    becomes.source_port = answer.destination_port;
-    let turned = turn(parsed, entry, becomes).is_ok();
-    flow_table::fill_pair(pair, &parsed.tuple, entry);
-    turned
 }
 
 /// Chooses a port for the answers' destination that no other flow's carry; whether there was one.
@@ -268,21 +276,28 @@ fn nat_port(number: u32) -> u16 {
     }
 }
 
+/// What the entries of both directions say alike, in scratch memory.
 #[inline(always)]
-fn reply_entry<A: Family>(parsed: &Parsed<A>, backend: u32, kind: u8) -> Option<&'static mut Conntrack<A>> {
+fn fresh_entry<A: Family>(backend: u32) -> Option<&'static mut Conntrack<A>> {
     let scratch = A::scratch().get_ptr_mut(0)?;
     // SAFETY: the slot is this CPU's own for the run, and one flow at a time is opened.
     let entry = unsafe { &mut (*scratch).entry };
-    // Field by field, since a compiler would call a function to write zeros. The hop is unknown, so that nobody reads
-    // the Ethernet addresses that an earlier run left.
+    // Field by field, since a compiler would call a function to write zeros.
     entry.last_seen = now();
+    entry.backend = backend;
+    entry.ticks = 0;
+    Some(entry)
+}
+
+#[inline(always)]
+fn reply_entry<A: Family>(parsed: &Parsed<A>, backend: u32, kind: u8) -> Option<&'static mut Conntrack<A>> {
+    let entry = fresh_entry::<A>(backend)?;
     // SAFETY: what is overwritten needs no drop.
     parsed
         .tuple
         .reverse_in(unsafe { &mut *(&raw mut entry.becomes).cast() });
-    entry.backend = backend;
+    // The hop is unknown, so that nobody reads the Ethernet addresses that an earlier run left.
     entry.set_state(kind, DIRECTION_REPLY, 0, 0);
-    entry.ticks = 0;
     Some(entry)
 }
 
@@ -293,35 +308,26 @@ fn finish<A: Family>(
     entry: &mut Conntrack<A>,
     becomes: &Tuple<A>,
 ) -> Result<(), DropReason> {
-    turn(parsed, entry, becomes)?;
+    turn(parsed, entry, becomes, entry.kind)?;
     // Where it cannot, the reply's entry, if there is one, is left to eviction and the agent's sweep.
     take_down(&parsed.tuple, entry)?;
     events::count(Path::NewFlow, 0);
     Ok(())
 }
 
-/// Makes the original direction's entry of the reply's, in its place: the stack of a program is small.
+/// Makes the original direction's entry of the reply's, in its place: the stack of a program is small. The Ethernet addresses
+/// are there already, where the hop has any.
 #[inline(always)]
 fn turn<A: Family>(
     parsed: &Parsed<A>,
     entry: &mut Conntrack<A>,
     becomes: &Tuple<A>,
+    kind: u8,
 ) -> Result<(), DropReason> {
     let scratch = A::scratch().get_ptr_mut(0).ok_or(DropReason::ConntrackFull)?;
     entry.becomes = *becomes;
-    // SAFETY: the slot is this CPU's own for the run, and these are none of the fields that are borrowed.
-    unsafe {
-        entry.set_state(
-            entry.kind,
-            DIRECTION_ORIGINAL,
-            seen_in(parsed),
-            (*scratch).hop as u8,
-        );
-        words::copy(
-            (&raw const (*scratch).macs).cast(),
-            (&raw mut entry.macs).cast(),
-            size_of_val(&entry.macs) / 4,
-        );
-    }
+    // SAFETY: the slot is this CPU's own for the run, and this is none of the fields that are borrowed.
+    let hop = unsafe { (*scratch).hop } as u8;
+    entry.set_state(kind, DIRECTION_ORIGINAL, seen_in(parsed), hop);
     Ok(())
 }

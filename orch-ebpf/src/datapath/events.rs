@@ -52,11 +52,15 @@ pub fn dropped<A: Family>(reason: DropReason, tuple: &Tuple<A>, ifindex: u32, le
 }
 
 /// Reports a new flow, or a verdict of a policy about one, if somebody listens; `kind` and `reason` are the event's.
-#[inline(never)]
+#[inline(always)]
 pub fn flow<A: Family>(tuple: &Tuple<A>, becomes: &Tuple<A>, kind: u8, reason: u32, identity: u32) {
-    if !listening(CONFIG_FLOWS) {
-        return;
+    if listening(CONFIG_FLOWS) {
+        report(tuple, becomes, kind, reason, identity);
     }
+}
+
+#[inline(never)]
+fn report<A: Family>(tuple: &Tuple<A>, becomes: &Tuple<A>, kind: u8, reason: u32, identity: u32) {
     if let Some(mut entry) = maps::ORCH_EVENTS.reserve(0) {
         entry.write(Event {
             // SAFETY: the helper takes no argument.

@@ -89,15 +89,14 @@ fn place_here<A: Family>(tuple: &Tuple<A>) -> Option<Place> {
     Some(Neighbours::of(tuple, secret::<A>()?).at(tuple.destination_port))
 }
 
-/// Where its slot may be with another destination port.
+/// Where its slot may be, with any destination port.
 #[inline(always)]
-fn neighbours<A: Family>(tuple: &Tuple<A>) -> Option<Neighbours> {
-    let secret = secret::<A>()?;
-    Some(if A::BITS == 128 {
+fn neighbours<A: Family>(tuple: &Tuple<A>, secret: u64) -> Neighbours {
+    if A::BITS == 128 {
         neighbours_apart(tuple, secret)
     } else {
         Neighbours::of(tuple, secret)
-    })
+    }
 }
 
 /// The table's secret; `None` while there is no table.
@@ -256,6 +255,10 @@ fn find_here<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Conntrack<A>> {
     if let Some(found) = look(tuple, (row, place.first()), word) {
         return Some(&mut found.slot.entry);
     }
+    // Asked here, since most flows that are not found are nowhere, and to call a function costs a hundredth of a new one.
+    if (word == NONE || word & SHARED == 0) && !went_beside(load(&row.beside), place.tag()) {
+        return None;
+    }
     find_beside(tuple, place, word)
 }
 
@@ -363,36 +366,45 @@ fn hold_beside_in<A: Family>(
     other: &Held,
     held: &mut MaybeUninit<Held>,
 ) -> bool {
-    let Some(neighbours) = neighbours(tuple) else {
+    let Some(secret) = secret::<A>() else {
         return false;
     };
+    let neighbours = neighbours(tuple, secret);
     tuple.destination_port = neighbours.port_in(other.row);
     let taken = take(tuple, neighbours.at(tuple.destination_port), entry, Claim::New);
     taken.map(|taken| held.write(taken)).is_some()
 }
 
 /// Takes a slot for a flow that is not known and for the answers to it, whose destination port is chosen such that they stand
-/// in the same row. It takes one swap where room is easily had; elsewhere there is [`hold`] and [`hold_beside`].
+/// in the same row; `now` is the time. It takes one swap where room is easily had; elsewhere there is [`hold`] and
+/// [`hold_beside`].
 #[inline(always)]
-pub fn hold_pair<A: Family>(
-    tuple: &Tuple<A>,
-    answer: &mut Tuple<A>,
-    entry: &Conntrack<A>,
-) -> Option<HeldPair> {
-    let place = place(tuple)?;
-    let neighbours = neighbours(answer)?;
+pub fn hold_pair<A: Family>(tuple: &Tuple<A>, answer: &mut Tuple<A>, now: u64) -> Option<HeldPair> {
+    let secret = secret::<A>()?;
+    let place = neighbours(tuple, secret).at(tuple.destination_port);
+    let neighbours = neighbours(answer, secret);
     answer.destination_port = neighbours.port_in(place.first());
     let other = neighbours.at(answer.destination_port);
-    let kept = until(entry.last_seen, tuple.protocol, entry.seen);
-    let held = hold_pair_in::<A>(place.first(), place.tag(), other.tag(), kept);
+    let kept = until(now, tuple.protocol, 0);
+    let held = if A::BITS == 128 {
+        hold_pair_apart::<A>(place.first(), place.tag(), other.tag(), kept)
+    } else {
+        hold_pair_in::<A>(place.first(), place.tag(), other.tag(), kept)
+    };
     (held != NO_PAIR).then_some(HeldPair(held))
 }
 
 /// What [`hold_pair_in`] gives where there is no pair.
 const NO_PAIR: u64 = u64::MAX;
 
-/// As [`hold_pair`], by the row, both tags and until when the flows are worth keeping.
+/// As [`hold_pair_in`], on a stack of its own.
 #[inline(never)]
+fn hold_pair_apart<A: Family>(number: u32, tag: u32, other: u32, kept: u32) -> u64 {
+    hold_pair_in::<A>(number, tag, other, kept)
+}
+
+/// As [`hold_pair`], by the row, both tags and until when the flows are worth keeping.
+#[inline(always)]
 fn hold_pair_in<A: Family>(number: u32, tag: u32, other: u32, kept: u32) -> u64 {
     let Some(row) = row_of::<A>(number) else {
         return NO_PAIR;
@@ -420,7 +432,7 @@ fn hold_pair_in<A: Family>(number: u32, tag: u32, other: u32, kept: u32) -> u64 
 }
 
 /// Writes what the slot of a pair is for; then both flows are found.
-#[inline(never)]
+#[inline(always)]
 pub fn fill_pair<A: Family>(held: HeldPair, tuple: &Tuple<A>, entry: &Conntrack<A>) {
     let (number, way) = ((held.0 >> 32) as u32, held.0 as u32);
     write(slot(number, way), tuple, entry);

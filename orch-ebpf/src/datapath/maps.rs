@@ -69,9 +69,7 @@ pub struct Scratch<A> {
     pub becomes: Tuple<A>,
     /// The packet that answers it.
     pub answer: Tuple<A>,
-    /// The `macs` and the `hop` of its entry, where they are found before it is written. The hop is zero otherwise.
-    pub macs: [u8; 12],
-    /// See `macs`.
+    /// The `hop` of its entry, where it is found before that is written, with the `macs` in their place; zero otherwise.
     pub hop: u32,
     /// Where the packet was sent that carried this one here; [`crate::Address::ANY`] if it came by itself.
     pub carrier: A,

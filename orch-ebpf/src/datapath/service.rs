@@ -230,15 +230,15 @@ fn member<A: Family>(
     // A rank ends in the member's place, as nobody would know who does not know the number: a verifier that did would
     // walk through all that follows once for each member.
     let hidden = u64::from(number);
-    let nobody = hidden.wrapping_add(PLACE) & PLACE;
-    let mut best = nobody;
+    let mut best = hidden.wrapping_add(PLACE) & PLACE;
     for (index, Member { backend, .. }) in service.members.iter().enumerate() {
         if index as u32 >= service.count {
             break;
         }
-        let rank = backend.rank(number) & !PLACE | hidden.wrapping_add(index as u64) & PLACE;
-        if fits(backend) && (best == nobody || rank > best) {
-            best = rank;
+        if fits(backend) {
+            // Higher than nobody's, and low enough for a sign.
+            let rank = backend.rank(number) >> 2 | 1 << 62;
+            best = greater(best, rank & !PLACE | hidden.wrapping_add(index as u64) & PLACE);
         }
     }
     let place = best.wrapping_sub(hidden) & PLACE;
@@ -246,6 +246,19 @@ fn member<A: Family>(
     // SAFETY: see `Choice`: the entry that holds it is not changed in place, and outlives the run.
     let backend = unsafe { &*(&raw const *backend) };
     Some(Choice { id: *id, backend })
+}
+
+/// The greater of two numbers below 2⁶³, without a branch: which of two members has the higher rank is not to be guessed, and
+/// to guess wrong costs as much as to rank another.
+#[inline(always)]
+fn greater(one: u64, other: u64) -> u64 {
+    let difference = one.wrapping_sub(other);
+    let mut sign = difference;
+    // SAFETY: a shift. A compiler that knew it would make a branch of what follows.
+    unsafe {
+        core::arch::asm!("{0} s>>= 63", inout(reg) sign, options(pure, nomem, nostack));
+    }
+    one.wrapping_sub(difference & sign)
 }
 
 /// The backend in a slot of a pool.

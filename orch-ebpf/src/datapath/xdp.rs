@@ -118,7 +118,11 @@ fn reflect<A: Family>(ctx: &XdpContext, config: &Config) -> Option<u32> {
             entry
         }
         None => {
-            let entry = open(ctx, config, parsed)?;
+            let entry = if A::BITS == 128 {
+                open_apart(ctx, config, parsed)?
+            } else {
+                open(ctx, config, parsed)?
+            };
             if entry.kind != KIND_SERVICE {
                 return Some(carry(ctx, config, parsed, entry, false));
             }
@@ -163,8 +167,18 @@ fn layer4_checksum<A: Family>(parsed: &Parsed<A>) -> Option<usize> {
     }
 }
 
-/// Opens a flow to a backend on another node.
+/// As [`open`], on a stack of its own.
 #[inline(never)]
+fn open_apart<A: Family>(
+    ctx: &XdpContext,
+    config: &Config,
+    parsed: &Parsed<A>,
+) -> Option<&'static mut Conntrack<A>> {
+    open(ctx, config, parsed)
+}
+
+/// Opens a flow to a backend on another node.
+#[inline(always)]
 fn open<A: Family>(
     ctx: &XdpContext,
     config: &Config,
@@ -181,8 +195,8 @@ fn open<A: Family>(
     }
     let becomes = nat::towards(&parsed.tuple, &choice)?;
     let scratch = A::scratch().get_ptr_mut(0)?;
-    // SAFETY: the slot is this CPU's own for the run; `becomes` is another field of it.
-    unsafe { (*scratch).hop = hop_to(ctx, config, choice.backend, &mut (*scratch).macs) };
+    // SAFETY: the slot is this CPU's own for the run; `becomes` is another field of it, and nobody makes the entry yet.
+    unsafe { (*scratch).hop = hop_to(ctx, config, choice.backend, &mut (*scratch).entry.macs) };
     let opened = nat::open_external(config, parsed, &choice, becomes);
     // SAFETY: as above.
     unsafe { (*scratch).hop = 0 };
@@ -214,7 +228,7 @@ fn hop_to<A: Family>(ctx: &XdpContext, config: &Config, backend: &Backend<A>, ma
     let kept = unsafe { &mut *kept };
     let (ingress, ticks) = (ctx.ingress_ifindex() as u32, conntrack::ticks());
     if kept.node.same(node) && kept.ifindex == ingress && ticks.wrapping_sub(kept.ticks) < TOUCH_TICKS {
-        *macs = kept.macs;
+        copy_macs(&kept.macs, macs);
         return HOP_REFLECT.into();
     }
     let hop = ask_routes(ctx, config, &source, &backend.address, macs);
@@ -222,9 +236,22 @@ fn hop_to<A: Family>(ctx: &XdpContext, config: &Config, backend: &Backend<A>, ma
         kept.node = node;
         kept.ifindex = ingress;
         kept.ticks = ticks;
-        kept.macs = *macs;
+        copy_macs(macs, &mut kept.macs);
     }
     hop
+}
+
+/// Copies the Ethernet addresses of a next hop from one map's value to another's.
+#[inline(always)]
+fn copy_macs(from: &[u8; 12], to: &mut [u8; 12]) {
+    // SAFETY: three words, which stand on a boundary of four wherever a value has them.
+    unsafe {
+        words::copy(
+            (&raw const *from).cast(),
+            (&raw mut *to).cast(),
+            size_of_val(from) / 4,
+        )
+    };
 }
 
 /// Asks the routes how a flow's packets leave.
