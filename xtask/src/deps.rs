@@ -61,6 +61,7 @@ const PACKAGES: &[Package] = &[
     package(Need::Test, "docker-registry", "docker-registry"),
     package(Need::Bench, "wrk", "wrk"),
     package(Need::Bench, "ethtool", "ethtool"),
+    package(Need::Bench, "iptables", "iptables-legacy-restore"),
     package(Need::Kernel, "qemu-system-x86", "qemu-system-x86_64"),
     package(Need::Kernel, "busybox-static", "busybox"),
     package(Need::Kernel, "binutils", "strip"),

@@ -9,10 +9,11 @@ use super::{
     fixture::{Fixture, pod},
     interleaved::{Compared, LENGTH, compare},
     place::Place,
+    plain::{Namespaces, connect, ip},
 };
 use crate::{
     cluster::layout::Node,
-    run, term,
+    term,
     traffic::{CLOSE_PORT, ECHO_PORT, SINK_PORT},
 };
 
@@ -22,46 +23,16 @@ const NAMESPACES: [&str; 3] = ["orch-bench-bridge", "orch-bench-left", "orch-ben
 const SERVER: &str = "192.0.2.2";
 
 /// The plain way; it goes with its handle.
-struct Plain(());
-
-impl Plain {
-    fn new() -> Result<Self> {
-        let plain = Self(());
-        let [bridge, left, right] = NAMESPACES;
-        for name in NAMESPACES {
-            // Of a run that was killed.
-            let _ = ip(&["netns", "del", name]);
-            ip(&["netns", "add", name])?;
-            ip(&["-n", name, "link", "set", "lo", "up"])?;
-        }
-        ip(&["-n", bridge, "link", "add", "br0", "type", "bridge"])?;
-        ip(&["-n", bridge, "link", "set", "br0", "up"])?;
-        for (name, address) in [(left, "192.0.2.1/24"), (right, "192.0.2.2/24")] {
-            // An interface's name has at most fifteen letters.
-            let port = name.rsplit('-').next().unwrap_or(name);
-            ip(&[
-                "-n", bridge, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name,
-            ])?;
-            ip(&["-n", bridge, "link", "set", port, "master", "br0", "up"])?;
-            ip(&["-n", name, "addr", "add", address, "dev", "eth0"])?;
-            ip(&["-n", name, "link", "set", "eth0", "up"])?;
-        }
-        Ok(plain)
+fn plain() -> Result<Namespaces> {
+    let namespaces = Namespaces::new(&NAMESPACES)?;
+    let [bridge, left, right] = NAMESPACES;
+    ip(&["-n", bridge, "link", "add", "br0", "type", "bridge"])?;
+    ip(&["-n", bridge, "link", "set", "br0", "up"])?;
+    for (port, name, address) in [("left", left, "192.0.2.1/24"), ("right", right, "192.0.2.2/24")] {
+        connect(bridge, port, name, address)?;
+        ip(&["-n", bridge, "link", "set", port, "master", "br0"])?;
     }
-}
-
-impl Drop for Plain {
-    fn drop(&mut self) {
-        for name in NAMESPACES {
-            if let Err(error) = ip(&["netns", "del", name]) {
-                term::warn(&format!("{error:#}"));
-            }
-        }
-    }
-}
-
-fn ip(arguments: &[&str]) -> Result<()> {
-    run::output(&mut run::command("ip", arguments)).map(drop)
+    Ok(namespaces)
 }
 
 /// Measures both ways in turns.
@@ -75,7 +46,7 @@ pub fn measure() -> Result<Vec<Row>> {
     fixture.ready()?;
     let (left, _) = fixture.pod("left")?;
     let (right, pod_address) = fixture.pod("right")?;
-    let plain = Plain::new()?;
+    let plain = plain()?;
     let (plain_left, plain_right) = (Place::namespace(NAMESPACES[1]), Place::namespace(NAMESPACES[2]));
     let plain_address: IpAddr = SERVER.parse().context("the plain server has no address")?;
     let serving = [right.serve()?, plain_right.serve()?];

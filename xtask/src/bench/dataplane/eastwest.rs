@@ -18,18 +18,24 @@ use crate::{
 };
 
 /// How many other services there are.
-const SIZES: [usize; 3] = [0, 1_000, 10_000];
+pub const SIZES: [usize; 3] = [0, 1_000, 10_000];
 
 /// A kind of traffic and how its outcome becomes a number of which more is better.
-struct Kind {
-    name: &'static str,
-    unit: &'static str,
-    words: &'static str,
-    port: u16,
-    number: fn(&Outcome) -> f64,
+pub struct Kind {
+    /// What it is called.
+    pub name: &'static str,
+    /// Of what the number is.
+    pub unit: &'static str,
+    /// The client's word for it.
+    pub words: &'static str,
+    /// The server's port.
+    pub port: u16,
+    /// The number.
+    pub number: fn(&Outcome) -> f64,
 }
 
-const KINDS: [Kind; 3] = [
+/// All of them.
+pub const KINDS: [Kind; 3] = [
     Kind {
         name: "round trips",
         unit: "1/s",
@@ -127,7 +133,10 @@ fn one(
 }
 
 /// Makes more services and waits until the node's maps have them.
-fn grow(fixture: &Fixture, node: Node, from: usize, to: usize) -> Result<()> {
+///
+/// # Errors
+/// When the cluster refuses one, or the maps do not have them in time.
+pub fn grow(fixture: &Fixture, node: Node, from: usize, to: usize) -> Result<()> {
     if from == to {
         return Ok(());
     }

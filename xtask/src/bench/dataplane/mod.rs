@@ -8,7 +8,9 @@ mod interleaved;
 mod measured;
 mod objects;
 mod place;
+mod plain;
 mod rollout;
+mod rules;
 
 use std::{fs, path::Path};
 
@@ -32,6 +34,8 @@ pub enum Part {
     Programming,
     /// Pod to ClusterIP beside pod to pod, with up to 10,000 services
     Eastwest,
+    /// Pod to ClusterIP beside what rules of nftables and iptables make of one, with up to 10,000 services
+    Rules,
     /// Pod to pod on a node beside a plain bridge
     Bridge,
     /// A rolling update under load
@@ -124,6 +128,7 @@ pub fn run(part: Option<Part>) -> Result<()> {
             Part::Xdp => measured::by("xdp"),
             Part::Programming => measured::by("programming"),
             Part::Eastwest => eastwest::measure(nodes),
+            Part::Rules => rules::measure(),
             Part::Bridge => bridge::measure(),
             Part::Rollout => rollout::measure(),
             Part::Failure => failure::measure(nodes),
