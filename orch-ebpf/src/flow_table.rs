@@ -351,6 +351,13 @@ pub fn price(words: &[u32; WAYS], now: u32) -> u32 {
     least
 }
 
+/// Whether a word that a search has found is one of answers that have no slot of their own yet.
+#[inline(always)]
+#[must_use]
+pub const fn is_shared(word: u32) -> bool {
+    word != NONE && word & SHARED != 0
+}
+
 /// The word of the slot that has all that is known of a [`SHARED`] one, and the other way round: its lowest bits.
 #[inline(always)]
 #[must_use]

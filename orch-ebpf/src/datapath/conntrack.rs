@@ -189,6 +189,7 @@ fn open_pair<A: Family>(parsed: &Parsed<A>, becomes: &mut Tuple<A>, backend: u32
         return false;
     };
     becomes.set_ports(answer.destination_port, becomes.destination_port);
+    // It does not fail: the scratch memory was there a moment ago. To leave early here would take more stack than IPv6 has.
     let turned = turn(parsed, entry, becomes, kind).is_ok();
     flow_table::fill_pair(pair, &parsed.tuple, entry);
     events::count(Path::NewFlow, 0);
@@ -226,6 +227,7 @@ fn open_both<A: Family>(
     };
     becomes.set_ports(answer.destination_port, becomes.destination_port);
     flow_table::fill(reply, answer, entry);
+    // Read from the entry, and not kept meanwhile: see `turn`.
     turn(parsed, entry, becomes, entry.kind)?;
     flow_table::fill(original, &parsed.tuple, entry);
     events::count(Path::NewFlow, 0);
@@ -276,7 +278,8 @@ fn nat_port(number: u32) -> u16 {
     }
 }
 
-/// What the entries of both directions say alike, in scratch memory.
+/// What the entries of both directions say alike, in scratch memory. The Ethernet addresses are left as they are: XDP has
+/// written them already, see [`super::maps::Scratch::hop`].
 #[inline(always)]
 fn fresh_entry<A: Family>(backend: u32) -> Option<&'static mut Conntrack<A>> {
     let scratch = A::scratch().get_ptr_mut(0)?;
@@ -296,7 +299,7 @@ fn reply_entry<A: Family>(parsed: &Parsed<A>, backend: u32, kind: u8) -> Option<
     parsed
         .tuple
         .reverse_in(unsafe { &mut *(&raw mut entry.becomes).cast() });
-    // The hop is unknown, so that nobody reads the Ethernet addresses that an earlier run left.
+    // The hop is unknown, so that nobody reads the Ethernet addresses: the original direction's, or what an earlier run left.
     entry.set_state(kind, DIRECTION_REPLY, 0, 0);
     Some(entry)
 }
@@ -315,8 +318,8 @@ fn finish<A: Family>(
     Ok(())
 }
 
-/// Makes the original direction's entry of the reply's, in its place: the stack of a program is small. The Ethernet addresses
-/// are there already, where the hop has any.
+/// Makes the original direction's entry of the reply's, or of a fresh one, in its place: the stack of a program is small. The
+/// Ethernet addresses are there already, where the hop has any.
 #[inline(always)]
 fn turn<A: Family>(
     parsed: &Parsed<A>,

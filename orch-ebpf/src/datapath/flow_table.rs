@@ -11,8 +11,8 @@ use crate::{
     conntrack::{Conntrack, DIRECTION_REPLY, Tuple},
     flow_table::{
         FreePair, HELD, NONE, Neighbours, Place, Row, SECRET_ROW, SHARED, Slot, TAG_BITS, USED, WAY_BITS,
-        beside, found_full, free_pair, is_crowded, is_kept, is_less, is_vain, last_tagged, load, price,
-        price_of_one, sent_beside, slot, sum, tagged, units, until, went_beside,
+        beside, found_full, free_pair, is_crowded, is_kept, is_less, is_shared, is_vain, last_tagged, load,
+        price, price_of_one, sent_beside, slot, sum, tagged, units, until, went_beside,
     },
 };
 
@@ -256,7 +256,7 @@ fn find_here<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Conntrack<A>> {
         return Some(&mut found.slot.entry);
     }
     // Asked here, since most flows that are not found are nowhere, and to call a function costs a hundredth of a new one.
-    if (word == NONE || word & SHARED == 0) && !went_beside(load(&row.beside), place.tag()) {
+    if !is_shared(word) && !went_beside(load(&row.beside), place.tag()) {
         return None;
     }
     find_beside(tuple, place, word)
@@ -267,7 +267,7 @@ fn find_here<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Conntrack<A>> {
 #[inline(never)]
 fn find_beside<A: Family>(tuple: &Tuple<A>, place: Place, word: u32) -> Option<&'static mut Conntrack<A>> {
     let row = row_of::<A>(place.first())?;
-    if word & SHARED != 0
+    if is_shared(word)
         && let Some(entry) = answered(tuple, place, word)
     {
         return Some(entry);

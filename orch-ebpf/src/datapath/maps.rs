@@ -61,7 +61,7 @@ pub type Identities<A> = LpmTrie<A, Identity, { policy::IDENTITIES_MAX }>;
 pub struct Scratch<A> {
     /// The packet.
     pub parsed: Parsed<A>,
-    /// An entry of connection tracking that is being made.
+    /// An entry of connection tracking that is being made. Its `macs` may be written before the rest, see `hop`.
     pub entry: Conntrack<A>,
     /// What is known of answers that have no slot of their own yet.
     pub answered: Conntrack<A>,
@@ -69,7 +69,7 @@ pub struct Scratch<A> {
     pub becomes: Tuple<A>,
     /// The packet that answers it.
     pub answer: Tuple<A>,
-    /// The `hop` of its entry, where it is found before that is written, with the `macs` in their place; zero otherwise.
+    /// The `hop` of its entry, where it is found before that is written; the `macs` are in `entry` then. Zero otherwise.
     pub hop: u32,
     /// Where the packet was sent that carried this one here; [`crate::Address::ANY`] if it came by itself.
     pub carrier: A,
@@ -89,6 +89,7 @@ pub type Scratches<A> = PerCpuArray<Scratch<A>, 1>;
 
 /// How packets for the pods of a node leave, as the routes have said within a second. Of one CPU, not pinned, and no part
 /// of the ABI.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct NodeHop<A> {
     /// The node's address; a slot serves whichever of its nodes came last, and nobody while it is zero.

@@ -6,7 +6,7 @@
 //! to the tc program, which means the same. The Ethernet addresses of the next hop are kept in the flow's entry and
 //! asked of the kernel's routes again each second; new flows to the pods of one node share an answer for as long.
 
-use core::mem::MaybeUninit;
+use core::mem::{MaybeUninit, offset_of};
 
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_adjust_head, programs::XdpContext};
 
@@ -15,7 +15,7 @@ use super::{
     checksum::Sum,
     conntrack, events,
     family::{Family, node_kind, packet, word},
-    maps::NODE_HOPS,
+    maps::{NODE_HOPS, NodeHop},
     nat,
     parse::{Bytes, ETHER_TYPE, ETHERNET, Parsed, Ports},
     routes::{self, Hop},
@@ -241,10 +241,16 @@ fn hop_to<A: Family>(ctx: &XdpContext, config: &Config, backend: &Backend<A>, ma
     hop
 }
 
-/// Copies the Ethernet addresses of a next hop from one map's value to another's.
+/// Copies the Ethernet addresses of a next hop between a [`NodeHop`] and a [`Conntrack`].
 #[inline(always)]
 fn copy_macs(from: &[u8; 12], to: &mut [u8; 12]) {
-    // SAFETY: three words, which stand on a boundary of four wherever a value has them.
+    const {
+        assert!(offset_of!(NodeHop<Address4>, macs) % 4 == 0 && offset_of!(NodeHop<Address6>, macs) % 4 == 0);
+        assert!(
+            offset_of!(Conntrack<Address4>, macs) % 4 == 0 && offset_of!(Conntrack<Address6>, macs) % 4 == 0
+        );
+    }
+    // SAFETY: three words on a boundary of four, by what is asserted above: maps' values begin on one of eight.
     unsafe {
         words::copy(
             (&raw const *from).cast(),
