@@ -75,6 +75,14 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Calls `ip` with these arguments.
+///
+/// # Errors
+/// As for [`output`].
+pub fn ip(args: &[&str]) -> Result<()> {
+    output(&mut command("ip", args)).map(drop)
+}
+
 /// Runs to the end with all output appended to a log; on failure the log's tail is in the error.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use super::{
     pass,
     state::State,
 };
-use crate::run;
+use crate::run::{self, ip};
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 const FORWARDING6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
@@ -161,8 +161,4 @@ pub fn restore_machine(state: &State) -> Result<()> {
 /// Whether the address translation for the nodes is in place.
 pub fn has_table() -> bool {
     run::output(&mut run::command("nft", ["list", "tables"])).is_ok_and(|text| text.contains(TABLE))
-}
-
-fn ip(args: &[&str]) -> Result<()> {
-    run::output(&mut run::command("ip", args)).map(drop)
 }

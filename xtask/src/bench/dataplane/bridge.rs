@@ -9,10 +9,11 @@ use super::{
     fixture::{Fixture, pod},
     interleaved::{Compared, LENGTH, compare},
     place::Place,
-    plain::{Namespaces, connect, ip},
+    plain::{Namespaces, connect},
 };
 use crate::{
     cluster::layout::Node,
+    run::ip,
     term,
     traffic::{CLOSE_PORT, ECHO_PORT, SINK_PORT},
 };

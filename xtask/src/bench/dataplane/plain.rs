@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{run, term};
+use crate::{run::ip, term};
 
 /// Namespaces with these names; they go with the handle.
 pub struct Namespaces(&'static [&'static str]);
@@ -32,14 +32,6 @@ impl Drop for Namespaces {
             }
         }
     }
-}
-
-/// Calls `ip`.
-///
-/// # Errors
-/// When it fails.
-pub fn ip(arguments: &[&str]) -> Result<()> {
-    run::output(&mut run::command("ip", arguments)).map(drop)
 }
 
 /// A pair of interfaces: `port` in the namespace `middle`, and `eth0`, with an address, in `end`.

@@ -23,11 +23,12 @@ use super::{
     interleaved::{LENGTH, compare},
     objects::ENDPOINTS,
     place::Place,
-    plain::{Namespaces, connect, ip},
+    plain::{Namespaces, connect},
 };
 use crate::{
     cluster::layout::{self, Node},
-    run, term,
+    run::{self, ip},
+    term,
 };
 
 /// The namespace with the rules, the client's, and the server's.
@@ -240,7 +241,8 @@ fn iptables(services: &[Rule]) -> Result<String, fmt::Error> {
             )?;
         }
     }
-    text.push_str(
+    write!(
+        text,
         "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
 COMMIT
 *filter
@@ -253,11 +255,11 @@ COMMIT
 -A FORWARD -m conntrack --ctstate NEW -j KUBE-SERVICES
 -A FORWARD -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES
 -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
--A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m mark --mark {MASQUERADE}/{MASQUERADE} -j ACCEPT
 -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 COMMIT
-",
-    );
+"
+    )?;
     Ok(text)
 }
 
