@@ -175,10 +175,20 @@ def ask(protocol, host, port, count, patience, size="0"):
             print("!", error or type(error).__name__, flush=True)
 
 
-def hold(protocol, host, port, seconds, pause="0.05"):
-    """hold PROTOCOL HOST PORT SECONDS [PAUSE]: one socket, asked again and again; a line an answer with its time."""
+def reach(protocol, host, port, backend):
+    """A socket whose first answer came from the backend: balancing leaves that to chance, so there are a hundred tries."""
+    for _ in range(100):
+        client = connect(protocol, host, port, 2.0)
+        if exchange(client, protocol, 0).startswith(backend + " "):
+            return client
+        client.close()
+    raise ConnectionError("never reached " + backend)
+
+
+def hold(protocol, host, port, seconds, backend=""):
+    """hold PROTOCOL HOST PORT SECONDS [BACKEND]: one socket, asked again and again; a line an answer with its time."""
     began = time.monotonic()
-    client = connect(protocol, host, port, 2.0)
+    client = reach(protocol, host, port, backend) if backend else connect(protocol, host, port, 2.0)
     while (now := time.monotonic() - began) < float(seconds):
         try:
             print(f"{now:.2f}", exchange(client, protocol, 0), flush=True)
@@ -186,7 +196,7 @@ def hold(protocol, host, port, seconds, pause="0.05"):
             print(f"{time.monotonic() - began:.2f} !", error or type(error).__name__, flush=True)
             if protocol == "tcp" and not isinstance(error, TimeoutError):
                 return
-        time.sleep(float(pause))
+        time.sleep(0.05)
 
 
 def resolve(name):

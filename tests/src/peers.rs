@@ -236,9 +236,25 @@ impl Namespace {
     /// # Errors
     /// When it cannot be started.
     pub fn hold(&self, pod: &str, protocol: &str, host: &str, port: u16, seconds: u32) -> Result<Held> {
+        self.hold_at(pod, protocol, host, port, seconds, "")
+    }
+
+    /// The same with a socket that has come to one backend of the service, or to whichever when its name is empty.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn hold_at(
+        &self,
+        pod: &str,
+        protocol: &str,
+        host: &str,
+        port: u16,
+        seconds: u32,
+        backend: &str,
+    ) -> Result<Held> {
         let (port, seconds) = (port.to_string(), seconds.to_string());
         let mut command = kubectl::command(&["--namespace", &self.name, "exec", pod, "--", "python3", "-c"]);
-        command.args([PROGRAM, "hold", protocol, host, &port, &seconds]);
+        command.args([PROGRAM, "hold", protocol, host, &port, &seconds, backend]);
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
