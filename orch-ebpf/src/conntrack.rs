@@ -114,7 +114,8 @@ pub struct Conntrack<A> {
     pub last_seen: u64,
     /// The tuple after translation; the key itself where nothing is translated.
     pub becomes: Tuple<A>,
-    /// The backend's number; zero if the flow is not a service's.
+    /// The backend's number; zero if the flow is not a service's. A masqueraded flow has one where a pod speaks to a backend
+    /// outside the cluster: its answers are then those of another flow, which has the service's address.
     pub backend: u32,
     /// [`KIND_SERVICE`], [`KIND_MASQUERADE`], [`KIND_POLICY`] or [`KIND_DIRECT`].
     pub kind: u8,

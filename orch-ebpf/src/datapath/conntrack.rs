@@ -13,8 +13,9 @@ use super::{
 use crate::{
     PROTOCOL_TCP,
     conntrack::{
-        Conntrack, DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_DIRECT, KIND_POLICY, NAT_PORTS, NAT_PORTS_TOTAL,
-        SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC, TOUCH_NANOSECONDS, TOUCH_TICKS, Tuple,
+        Conntrack, DIRECTION_ORIGINAL, DIRECTION_REPLY, KIND_DIRECT, KIND_MASQUERADE, KIND_POLICY,
+        KIND_SERVICE, NAT_PORTS, NAT_PORTS_TOTAL, SEEN_FIN, SEEN_RST, SEEN_SYN, SEEN_TRAFFIC,
+        TOUCH_NANOSECONDS, TOUCH_TICKS, Tuple,
     },
     event::{DropReason, Path},
     service::BackendKey,
@@ -59,6 +60,12 @@ pub fn entry<A: Family>(parsed: &Parsed<A>) -> Option<&'static mut Conntrack<A>>
 /// Notes in an entry what passes, and says whether a second or more went by since the last note of the time.
 #[inline(always)]
 pub fn touch<A: Family>(entry: &mut Conntrack<A>, parsed: &Parsed<A>) -> bool {
+    note(&parsed.tuple, entry, parsed)
+}
+
+/// [`touch`] for a flow of which `tuple` is known.
+#[inline(always)]
+fn note<A: Family>(tuple: &Tuple<A>, entry: &mut Conntrack<A>, parsed: &Parsed<A>) -> bool {
     let seen = entry.seen | seen_in(parsed) | SEEN_TRAFFIC;
     let ticks = ticks();
     if seen == entry.seen && ticks.wrapping_sub(entry.ticks) < TOUCH_TICKS {
@@ -71,7 +78,7 @@ pub fn touch<A: Family>(entry: &mut Conntrack<A>, parsed: &Parsed<A>) -> bool {
     if old {
         entry.last_seen = now;
     }
-    flow_table::keep(&parsed.tuple, entry);
+    flow_table::keep(tuple, entry);
     old
 }
 
@@ -84,6 +91,40 @@ pub fn find<A: Family>(parsed: &Parsed<A>) -> Option<&'static Conntrack<A>> {
         touch(entry, parsed);
     }
     Some(entry)
+}
+
+/// The number of the backend that a local pod has for a service where its packets, which are for the backend by now, carry
+/// `tuple`; zero where it has asked for no service.
+#[inline(never)]
+pub fn asked_backend<A: Family>(tuple: &Tuple<A>) -> u32 {
+    let answer = answer_to(tuple).and_then(|answer| flow_table::find(answer));
+    let answer = answer.filter(|entry| entry.kind == KIND_SERVICE && is_reply(entry));
+    answer.map_or(0, |entry| entry.backend)
+}
+
+/// What a packet of a known flow becomes. A backend outside the cluster answers a pod through two flows: that by which the
+/// pod's packets leave the node, and that by which it has asked for a service.
+#[inline(always)]
+pub fn becomes<A: Family>(parsed: &Parsed<A>, known: &'static Conntrack<A>) -> &'static Tuple<A> {
+    if known.kind == KIND_MASQUERADE && known.backend != 0 {
+        becomes_at_last(parsed, known)
+    } else {
+        &known.becomes
+    }
+}
+
+#[inline(never)]
+fn becomes_at_last<A: Family>(parsed: &Parsed<A>, known: &'static Conntrack<A>) -> &'static Tuple<A> {
+    let Some(entry) = flow_table::find(&known.becomes) else {
+        return &known.becomes;
+    };
+    if entry.kind != KIND_SERVICE || !is_reply(entry) {
+        return &known.becomes;
+    }
+    if parsed.ports != Ports::Error {
+        note(&known.becomes, entry, parsed);
+    }
+    &entry.becomes
 }
 
 /// Whether the entry's packets answer the side that opened the flow.

@@ -122,7 +122,9 @@ pub fn open_masquerade<A: Family>(
         becomes.source = address;
         conntrack::open(parsed, becomes, 0, KIND_MASQUERADE)?;
     } else {
-        conntrack::open_from_node(address, parsed, becomes, 0, KIND_MASQUERADE)?;
+        // Where it has one, the answers are a service's, see `conntrack::becomes`.
+        let backend = conntrack::asked_backend(&parsed.tuple);
+        conntrack::open_from_node(address, parsed, becomes, backend, KIND_MASQUERADE)?;
     }
     Ok(becomes)
 }

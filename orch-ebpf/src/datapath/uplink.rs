@@ -147,7 +147,7 @@ fn decide<A: Family>(
         if known.kind != KIND_SERVICE && known.kind != KIND_MASQUERADE {
             return Ok((None, way));
         }
-        return Ok((Some(&known.becomes), way));
+        return Ok((Some(conntrack::becomes(parsed, known)), way));
     }
     let moving = comes_again(config, parsed);
     if carried {

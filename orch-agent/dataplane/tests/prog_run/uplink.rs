@@ -309,6 +309,56 @@ fn pods_are_masqueraded_and_get_their_answers() {
     }
 }
 
+/// A service without a selector may name an endpoint outside, which the pod's packets reach with the node's address.
+#[test]
+fn a_backend_outside_answers_a_pod_in_the_services_name() {
+    let mut bench = Bench::new();
+    for world in &WORLDS {
+        let backend = (world.client, 9087);
+        for protocol in [TCP, UDP, SCTP] {
+            bench.forget();
+            bench.put(world, "outside", &Spec::new(87, protocol, &[backend]));
+            let ask = world.by_pod(protocol, (world.service, 87));
+            let next = ask.with_flags(ACK);
+            // What has asked for the backend itself, from another port, is answered by it.
+            let direct = world.packet(protocol, (world.pod, 4001), backend);
+            for (sent, paths) in [
+                (&ask, &[NewFlow, Translated, ToStack][..]),
+                (&direct, &[ToStack]),
+                (&next, &[Translated, ToStack]),
+            ] {
+                let routed = sent.to(backend);
+                bench.check(
+                    world,
+                    &turns(
+                        "the question",
+                        At::FromPod,
+                        sent.clone(),
+                        PASS,
+                        routed.clone(),
+                        paths,
+                    ),
+                );
+                let (verdict, seen) = bench.see(At::ToUplink, &routed);
+                assert_eq!((verdict, seen.source.0), (PASS, world.node), "{}", world.name);
+                let answer = routed.from(seen.source).answer();
+                let arrived = sent.answer().with_macs(POD_MACS);
+                bench.check(
+                    world,
+                    &turns(
+                        "the answer",
+                        At::FromUplink,
+                        answer,
+                        REDIRECT,
+                        arrived,
+                        &[Translated, ToPod],
+                    ),
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn two_pods_with_the_same_port_get_different_ones() {
     let mut bench = Bench::new();
