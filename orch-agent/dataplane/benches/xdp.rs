@@ -55,9 +55,10 @@ const NEW: usize = 2_000;
 const ROUNDS: usize = 7;
 /// The most that Katran takes for a packet of a known flow, in nanoseconds: 74 with the clock, which took 20 of them.
 const GOAL: f64 = 54.0;
-/// What Katran takes for one of a new flow when it has but one address, without the clock: as measured beside this
-/// program, fed in the same way, on a virtual machine with 2 CPUs.
-const GOAL_NEW: f64 = 646.0;
+/// What Katran takes for one of a new flow with as many addresses, without the clock: as measured beside this program, fed
+/// in the same way, on a virtual machine with 2 CPUs. It was built for 10,240 addresses for the last, whose tables take 5 GB,
+/// and cannot have more on that machine: ours with 100,000 services is held to that as well.
+const GOALS_NEW: [(usize, f64); 3] = [(1, 646.0), (1_000, 1020.0), (10_000, 5130.0)];
 
 fn main() {
     let place = Place::enter();
@@ -139,6 +140,12 @@ struct Bench<'a> {
     services: usize,
     balanced: usize,
     direct_return: bool,
+}
+
+/// [`GOALS_NEW`] for so many services.
+fn goal_new(services: usize) -> f64 {
+    let known = GOALS_NEW.iter().rev().find(|(size, _)| *size <= services);
+    known.unwrap().1
 }
 
 /// `struct xdp_md` of a frame that came in by the uplink: data, its end, metadata, interface, queue, egress.
@@ -289,7 +296,7 @@ impl Bench<'_> {
         let mut rows = vec![
             bounded(row("one established flow", live, established), nothing, GOAL),
             row("no flow of ours", live, nothing),
-            bounded(row("new flows", live, new), nothing_fed, GOAL_NEW),
+            bounded(row("new flows", live, new), nothing_fed, goal_new(self.services)),
             row("1,000 flows by turns", live, turns),
             row("no flow of ours, fed", live, nothing_fed),
             row("new flows", sent, new_sent),

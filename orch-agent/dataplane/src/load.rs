@@ -211,6 +211,19 @@ impl Programs {
                 self.attach_tc(&folder.join(&pin), interface, name, attach_type)?;
                 keep.push(pin);
             }
+            let has_vlans = uplinks
+                .iter()
+                .any(|other| other.kind == Kind::Vlan(interface.index));
+            let xdp = if xdp == XdpMode::Generic && has_vlans {
+                // It would not see a tag that the driver has taken out, and the frame keeps it where it is sent back.
+                tracing::warn!(
+                    interface = interface.name,
+                    "generic XDP cannot tell packets of the interface's VLANs: services are translated at tc"
+                );
+                XdpMode::Off
+            } else {
+                xdp
+            };
             keep.extend(self.attach_driver(&folder, interface, xdp)?);
         }
         for prefix in ["uplink_", "xdp_"] {
@@ -449,6 +462,25 @@ mod tests {
             match word {
                 Some(word) => assert!(link.contains(word), "{mode}: {link}"),
                 None => assert!(!link.contains("xdp"), "{mode}: {link}"),
+            }
+        }
+    }
+
+    #[test]
+    fn generic_xdp_leaves_an_interface_with_vlans() {
+        let (place, interface) = place("vlans");
+        let (mut programs, _maps) = load(&place.1).unwrap();
+        let vlan = Interface {
+            index: nix::net::if_::if_nametoindex("eth1").unwrap(),
+            name: "eth1".to_owned(),
+            kind: Kind::Vlan(interface.index),
+            ..interface.clone()
+        };
+        for (mode, alone, beside) in [(XdpMode::Generic, true, false), (XdpMode::Native, true, true)] {
+            for (uplinks, expected) in [(&[&interface][..], alone), (&[&interface, &vlan], beside)] {
+                programs.attach_uplinks(&place.1, uplinks, mode).unwrap();
+                let link = run("ip", &format!("-n {} link show dev eth0.7", place.0));
+                assert_eq!(link.contains("xdp"), expected, "{mode}: {link}");
             }
         }
     }
