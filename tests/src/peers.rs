@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeSet,
+    io::{BufRead as _, BufReader, Read as _},
     net::{IpAddr, SocketAddr, UdpSocket},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     time::Duration,
 };
 
@@ -260,7 +261,13 @@ impl Namespace {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn();
-        child.map(Held).context("failed to start kubectl")
+        let mut child = child.context("failed to start kubectl")?;
+        let output = child.stdout.take().map(BufReader::new);
+        Ok(Held {
+            child,
+            output: output.context("no output")?,
+            lines: Vec::new(),
+        })
     }
 
     /// A pod's addresses.
@@ -326,23 +333,48 @@ fn addresses(list: &Value, field: &str) -> Result<Vec<IpAddr>> {
 }
 
 /// A client that is running.
-pub struct Held(Child);
+pub struct Held {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    lines: Vec<String>,
+}
 
 impl Held {
+    /// Waits for its first line.
+    ///
+    /// # Errors
+    /// When it says nothing.
+    pub fn begun(&mut self) -> Result<()> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).context("failed to read")?;
+        if line.is_empty() {
+            bail!("a client said nothing but {}", self.complaints());
+        }
+        self.lines.push(line.trim_end().to_owned());
+        Ok(())
+    }
+
     /// Waits for its end and returns its lines: `SECONDS ANSWER` or `SECONDS ! ERROR`.
     ///
     /// # Errors
     /// When it could not run.
-    pub fn lines(self) -> Result<Vec<String>> {
-        let output = self.0.wait_with_output().context("failed to wait for kubectl")?;
-        if output.stdout.is_empty() {
-            bail!(
-                "a client said nothing but {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+    pub fn lines(mut self) -> Result<Vec<String>> {
+        if self.lines.is_empty() {
+            self.begun()?;
         }
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        Ok(text.lines().map(str::to_owned).collect())
+        for line in self.output.by_ref().lines() {
+            self.lines.push(line.context("failed to read")?);
+        }
+        self.child.wait().context("failed to wait for kubectl")?;
+        Ok(self.lines)
+    }
+
+    fn complaints(&mut self) -> String {
+        let mut text = String::new();
+        if let Some(errors) = &mut self.child.stderr {
+            let _ = errors.read_to_string(&mut text);
+        }
+        text
     }
 }
 

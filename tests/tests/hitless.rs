@@ -12,7 +12,7 @@ use orch_tests::{
     NODES, agent, agent_pid, cluster_up, ensure, eventually, load, modes,
     namespace::Namespace,
     node_ips, nodes_ready,
-    peers::{manifest, service},
+    peers::{manifest, outside, service},
 };
 use serde_json::{Value, json};
 
@@ -172,7 +172,14 @@ fn served(name: &str) -> Result<Namespace> {
     let mut all = service("all", json!({ "group": "peers" }));
     all["spec"]["type"] = "NodePort".into();
     ns.objects(&[all])?;
-    thread::sleep(Duration::from_secs(1));
+    let port = ns.node_port("all", "tcp")?;
+    for node in NODES {
+        for ip in node_ips(node)? {
+            eventually("the service on every node", Duration::from_secs(10), || {
+                outside("tcp", SocketAddr::new(ip, port)).map(drop)
+            })?;
+        }
+    }
     Ok(ns)
 }
 

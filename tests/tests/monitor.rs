@@ -41,23 +41,25 @@ impl Monitor {
                 }
             }
         });
-        // The agent sets a flag for the programs when the first monitor comes.
-        thread::sleep(Duration::from_secs(1));
         Ok(Self { child, lines })
     }
 
-    /// The first line that a check likes.
-    fn find(&self, what: &str, check: impl Fn(&str) -> bool) -> Result<String> {
-        let until = Instant::now() + Duration::from_secs(10);
+    /// The first line that a check likes of those that come while something is done again and again: a monitor sees what
+    /// happens after it has begun.
+    fn find(&self, what: &str, act: impl Fn() -> Result<()>, check: impl Fn(&str) -> bool) -> Result<String> {
         let mut seen = Vec::new();
-        while let Ok(line) = self
-            .lines
-            .recv_timeout(until.saturating_duration_since(Instant::now()))
-        {
-            if check(&line) {
-                return Ok(line);
+        for _ in 0..10 {
+            act()?;
+            let until = Instant::now() + Duration::from_secs(1);
+            while let Ok(line) = self
+                .lines
+                .recv_timeout(until.saturating_duration_since(Instant::now()))
+            {
+                if check(&line) {
+                    return Ok(line);
+                }
+                seen.push(line);
             }
-            seen.push(line);
         }
         bail!(
             "no {what} in {} lines: {:?}",
@@ -110,25 +112,24 @@ fn what_is_seen() -> Result<()> {
     let (server, client) = (format!("{}/server", ns.name), format!("{}/client", ns.name));
     cases.case("a drop has its reason and both pods' names", || {
         let monitor = Monitor::start(NODES[0], &["--type", "drop", "--namespace", &ns.name])?;
-        ns.ask("client", "udp", &ip, PORT, 1)?;
+        let act = || ns.ask("client", "udp", &ip, PORT, 1).map(drop);
         monitor
-            .find("drop", |line| {
+            .find("drop", act, |line| {
                 line.contains(&server) && line.contains(&client) && line.contains("policy")
             })
             .map(drop)
     });
+    let connect = || ns.ask_once("client", "tcp", &ip, PORT).map(drop);
     cases.case("a verdict, as JSON", || {
         let monitor = Monitor::start(NODES[0], &["--pod", &server, "-o", "json"])?;
-        ns.ask_once("client", "tcp", &ip, PORT)?;
-        let line = monitor.find("event", |line| {
+        let line = monitor.find("event", connect, |line| {
             line.contains("\"server\"") || line.contains(&server)
         })?;
         serde_json::from_str::<Value>(&line).map(drop).context("no JSON")
     });
     cases.case("a filter keeps out the rest", || {
         let monitor = Monitor::start(NODES[0], &["--pod", &format!("{}/nobody", ns.name)])?;
-        ns.ask_once("client", "tcp", &ip, PORT)?;
-        match monitor.find("line", |_| true) {
+        match monitor.find("line", connect, |_| true) {
             Ok(line) => bail!("it let through {line}"),
             Err(_) => Ok(()),
         }

@@ -251,8 +251,8 @@ fn egress() -> Result<()> {
         place.expect("tcp", PORT, &[("far", true)])?;
         place.expect("tcp", 9001, &[("far", false)])?;
         place.expect("udp", PORT, &[("far", false)])?;
-        ensure(place.once("far", "tcp", &cluster_ip, 80)?, || {
-            "not through the service".into()
+        eventually("an answer through the service", Duration::from_secs(10), || {
+            ensure(place.once("far", "tcp", &cluster_ip, 80)?, || "none".into())
         })
     });
     cases.case("a named port is the receiving pod's", || {
@@ -309,8 +309,9 @@ fn changes_and_first_packets() -> Result<()> {
             &format!("a connection of {from} stops with a policy and goes on without"),
             || {
                 let ip = place.server.first().context("no address")?.to_string();
-                let held = place.ns.hold(from, "tcp", &ip, PORT, 16)?;
-                thread::sleep(Duration::from_secs(3));
+                let mut held = place.ns.hold(from, "tcp", &ip, PORT, 16)?;
+                held.begun()?;
+                thread::sleep(Duration::from_secs(1));
                 place.ingress(json!([]))?;
                 thread::sleep(Duration::from_secs(5));
                 place.policy(Value::Null)?;
@@ -320,7 +321,8 @@ fn changes_and_first_packets() -> Result<()> {
                 ensure(silent > 0, || {
                     format!("nothing stopped it in {} exchanges", lines.len())
                 })?;
-                ensure(last.contains(" server "), || format!("at last: {last}"))
+                // Its times out of step, two answers may come at once.
+                ensure(last.contains("server "), || format!("at last: {last}"))
             },
         );
     }

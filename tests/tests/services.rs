@@ -15,7 +15,7 @@ use orch_tests::{
     ensure, eventually, machine,
     namespace::Namespace,
     node_ips,
-    peers::{self, PORT, manifest, names, on_host, on_node, outside, outside_names, service},
+    peers::{self, Held, PORT, manifest, names, on_host, on_node, outside, outside_names, service},
 };
 use serde_json::{Value, json};
 
@@ -421,7 +421,7 @@ fn session_affinity_lasts_its_timeout() -> Result<()> {
                         found.into_iter().next().context("no answer")
                     };
                     let first = eventually("one backend", SOON, || one(20))?;
-                    for _ in 0..10 {
+                    for _ in 0..20 {
                         thread::sleep(Duration::from_millis(2500));
                         // A socket with a port that another had within two minutes carries on its UDP flow, which has a
                         // backend; one in some hundred tries meets one.
@@ -429,7 +429,7 @@ fn session_affinity_lasts_its_timeout() -> Result<()> {
                             return Ok(());
                         }
                     }
-                    bail!("it is {first} still, after ten pauses longer than the timeout")
+                    bail!("it is {first} still, after twenty pauses longer than the timeout")
                 })
             },
         );
@@ -465,11 +465,13 @@ fn backends_that_go() -> Result<()> {
     cases.case(
         "a UDP socket moves when its backend goes, a TCP socket is told",
         || {
-            let hold = |protocol, backend| ns.hold_at("client", protocol, &ip, 80, 12, backend);
-            let udp = hold("udp", "one")?;
-            let dead: Vec<_> = (0..3).map(|_| hold("tcp", "one")).collect();
-            let live = hold("tcp", "two")?;
-            thread::sleep(Duration::from_millis(3000));
+            let hold = |protocol, backend| ns.hold_at("client", protocol, &ip, 80, 15, backend);
+            let mut udp = hold("udp", "one")?;
+            let mut dead = (0..3).map(|_| hold("tcp", "one")).collect::<Result<Vec<_>>>()?;
+            let mut live = hold("tcp", "two")?;
+            dead.iter_mut()
+                .chain([&mut udp, &mut live])
+                .try_for_each(Held::begun)?;
             // Gone without a word: nothing closes its connections from its side.
             ns.kubectl(&["delete", "pod", "one", "--grace-period=0", "--force"])?;
             let lines = udp.lines()?;
@@ -481,7 +483,7 @@ fn backends_that_go() -> Result<()> {
                 format!("a UDP socket began with {first} and ended with {last}")
             })?;
             for held in dead {
-                let lines = held?.lines()?;
+                let lines = held.lines()?;
                 let (first, last) = (
                     lines.first().context("no line")?,
                     lines.last().context("no line")?,

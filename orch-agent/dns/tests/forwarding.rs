@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Dns, Resolver, free_address, question};
+use common::{Dns, NOBODY, Resolver, question};
 use hickory_proto::{
     op::{Edns, Message, ResponseCode},
     rr::{
@@ -47,7 +47,7 @@ fn soa() -> Record {
 async fn other_names_are_forwarded_once_and_then_kept() {
     let upstream = Resolver::start(|message, _| known(message)).await;
     // The first resolver is not there at all.
-    let mut dns = Dns::start(vec![free_address("127.0.0.1").await, upstream.address]).await;
+    let mut dns = Dns::start(vec![NOBODY, upstream.address]).await;
     for name in ["example.org.", "EXAMPLE.org.", "example.ORG."] {
         let answer = dns.udp(name, RecordType::A).await;
         assert!(!answer.metadata.authoritative && answer.metadata.recursion_available);
@@ -232,7 +232,7 @@ async fn a_forged_answer_is_not_taken() {
 
 #[tokio::test]
 async fn without_a_resolver_the_answer_is_servfail() {
-    let dns = Dns::start(vec![free_address("127.0.0.1").await]).await;
+    let dns = Dns::start(vec![NOBODY]).await;
     let answer = dns.udp("example.org.", RecordType::A).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     let answer = dns.udp("cluster.local.", RecordType::SOA).await;

@@ -141,6 +141,7 @@ async fn a_new_runtime_finds_what_the_last_one_left() {
     tokio::time::sleep(Duration::from_millis(900)).await;
     let runtime = node.connect().await;
     assert!(node.log(&long).len() > lines, "logging stopped with the runtime");
+    exited(&runtime, &dies.id).await;
     let found = runtime.containers().await.unwrap();
     let by_id = |id: &str| found.iter().find(|c| c.id == id).unwrap().clone();
     let (long_now, dead) = (by_id(&long.id), by_id(&dies.id));

@@ -213,7 +213,12 @@ async fn a_service_may_change_its_type() {
         "{}",
         refused.text
     );
-    let refused = patch(&cluster, "s", json!({ "healthCheckNodePort": 31234 })).await;
+    let other = if balancer["spec"]["healthCheckNodePort"] == 31234 {
+        31235
+    } else {
+        31234
+    };
+    let refused = patch(&cluster, "s", json!({ "healthCheckNodePort": other })).await;
     assert!(
         refused
             .text

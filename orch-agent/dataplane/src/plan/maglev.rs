@@ -171,22 +171,36 @@ mod tests {
             backends.reverse();
             prop_assert_eq!(first, table(1021, &backends));
         }
+    }
 
-        #[test]
-        fn a_backend_that_leaves_moves_few_flows_of_others(
-            numbers in prop::collection::btree_set(0..2000_u16, 2..120),
-            who in any::<prop::sample::Index>(),
-        ) {
-            let before: Vec<_> = numbers.iter().map(|number| backend(*number)).collect();
-            let size = size(before.len(), None);
-            let mut after = before.clone();
-            let (_, gone) = after.remove(who.index(before.len()));
-            let (old, new) = (table(size, &before), table(size, &after));
-            let moved = old.iter().zip(&new).filter(|(old, new)| **old != gone && old != new).count();
-            // The share of the one that left must move; of the rest, with 25 slots each, a few per cent.
-            prop_assert!(moved * 100 <= size as usize * 15, "{moved} of {size} moved");
-            // A join is a leave read backwards.
-            prop_assert!(!new.contains(&gone));
+    /// The share of a table that moves though the backend of those slots stays, when another leaves.
+    fn moved(backends: &[(Backend<Address4>, u32)], who: usize) -> f64 {
+        let size = size(backends.len(), None);
+        let mut after = backends.to_vec();
+        let (_, gone) = after.remove(who);
+        let (old, new) = (table(size, backends), table(size, &after));
+        // A join is a leave read backwards.
+        assert!(!new.contains(&gone));
+        let moved = old
+            .iter()
+            .zip(&new)
+            .filter(|(old, new)| **old != gone && old != new);
+        moved.count() as f64 / f64::from(size)
+    }
+
+    /// Two backends whose ways through the table are alike may change places, so that a single one moves many, where there
+    /// are few.
+    #[test]
+    fn a_backend_that_leaves_moves_few_flows_of_others() {
+        for count in [2, 3, 5, 10, 11, 40, 119] {
+            let shares: Vec<f64> = (0..60_u16)
+                .map(|set| {
+                    let backends: Vec<_> = (0..count).map(|index| backend(set * 31 + index * 17)).collect();
+                    moved(&backends, usize::from(set % count))
+                })
+                .collect();
+            let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+            assert!(mean < 0.08, "{count} backends: {mean} in the mean of {shares:?}");
         }
     }
 

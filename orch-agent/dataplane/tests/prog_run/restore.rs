@@ -86,8 +86,14 @@ fn answers_get_back_the_address_that_was_asked() {
         failure_persistence: None,
         ..ProptestConfig::with_cases(3000)
     };
+    let cases = std::cell::Cell::new(0);
     let run = |(world, way, ask, payload): (World, Way, Packet, Vec<u8>)| {
         let bench = &mut *bench.borrow_mut();
+        // Two fronts of one backend share the answers of a client that asks both from one port.
+        cases.set(cases.get() + 1);
+        if cases.get() % 64 == 0 {
+            bench.forget();
+        }
         let (_, _, there, back) = way.of(&world);
         let seen = must_pass(bench, there, &ask)?;
         prop_assert_ne!(

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    net::{self, SocketAddr},
+    net::{self, IpAddr, Ipv4Addr, SocketAddr},
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
@@ -79,6 +79,9 @@ async fn both(ip: &str) -> (UdpSocket, TcpListener) {
         }
     }
 }
+
+/// An address that nobody listens on, and that nobody is given.
+pub const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
 /// An address that nobody listens on just now.
 pub async fn free_address(ip: &str) -> SocketAddr {

@@ -35,21 +35,27 @@ pub fn embedded() -> Backend {
 }
 
 pub async fn etcd() -> Backend {
-    let folder = TempDir::new().unwrap();
-    let server = EtcdServer::start(&folder);
-    let endpoint = server.endpoint.clone();
-    for _ in 0..200 {
-        if let Ok(store) = Etcd::connect(std::slice::from_ref(&endpoint)).await {
-            return Backend {
-                name: "etcd",
-                store,
-                _etcd: Some(server),
-                _folder: folder,
-            };
+    // Somebody else may have taken a port before etcd does.
+    for _ in 0..5 {
+        let folder = TempDir::new().unwrap();
+        let mut server = EtcdServer::start(&folder);
+        let endpoint = server.endpoint.clone();
+        for _ in 0..200 {
+            if server.child.try_wait().unwrap().is_some() {
+                break;
+            }
+            if let Ok(store) = Etcd::connect(std::slice::from_ref(&endpoint)).await {
+                return Backend {
+                    name: "etcd",
+                    store,
+                    _etcd: Some(server),
+                    _folder: folder,
+                };
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("etcd did not come up on {endpoint}");
+    panic!("etcd did not come up");
 }
 
 /// A real etcd; killed when dropped.
@@ -60,11 +66,7 @@ struct EtcdServer {
 
 impl EtcdServer {
     fn start(folder: &TempDir) -> Self {
-        let (client, peer) = (free_port(), free_port());
-        let (endpoint, peer) = (
-            format!("http://127.0.0.1:{client}"),
-            format!("http://127.0.0.1:{peer}"),
-        );
+        let [endpoint, peer] = free_ports().map(|port| format!("http://127.0.0.1:{port}"));
         let child = Command::new("etcd")
             .arg("--data-dir")
             .arg(folder.path().join("etcd"))
@@ -96,10 +98,8 @@ impl Drop for EtcdServer {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+/// Two ports that nobody has; both are held until the second is known, or it might be the first again.
+fn free_ports() -> [u16; 2] {
+    let held = [0; 2].map(|any| TcpListener::bind(("127.0.0.1", any)).unwrap());
+    held.map(|listener| listener.local_addr().unwrap().port())
 }
