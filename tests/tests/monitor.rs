@@ -137,6 +137,8 @@ fn what_is_seen() -> Result<()> {
     cases.case("the maps say what there is", || {
         let cluster_ip = ns.cluster_ips("web")?.first().context("no address")?.to_string();
         let from = ns.pod_ips("client")?.first().context("no address")?.to_string();
+        // A socket that has asked for a service.
+        ns.ask_once("client", "tcp", &cluster_ip, 80)?;
         for (view, expected) in [
             ("services", &cluster_ip),
             ("backends", &ip),
