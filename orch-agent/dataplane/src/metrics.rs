@@ -20,8 +20,9 @@ use orch_ebpf::{
     event::{DropReason, METRICS_PATHS, Path as Way},
     policy::{IDENTITIES_MAP, Identity, RULES_MAP, Rule, RuleKey},
     service::{
-        AFFINITY_MAP, Affinity, AffinityKey, SOCKETS_MAP, SOURCES_MAP, STREAMS_MAP, SocketKey, SocketOrigin,
-        Source, SourceKey, Stream,
+        AFFINITY_MAP, Affinity, AffinityKey, BACKENDS_MAP, Backend, BackendKey, Chunk, ChunkKey,
+        SERVICES_MAP, SLOTS_MAP, SOCKETS_MAP, SOURCES_MAP, STREAMS_MAP, Service, ServiceKey, SocketKey,
+        SocketOrigin, Source, SourceKey, Stream,
     },
 };
 use parking_lot::Mutex;
@@ -219,14 +220,21 @@ fn walkers() -> Vec<Walker> {
         (AFFINITY_MAP, "", |data| hash::<AffinityKey, Affinity>(data)),
         (BUCKETS_MAP, "", |data| hash::<BucketKey, Bucket>(data)),
         (RULES_MAP, "", |data| trie::<RuleKey, Rule>(data)),
+        (SLOTS_MAP, "", |data| hash::<ChunkKey, Chunk>(data)),
     ];
     all.extend(walkers_of::<Address4>());
     all.extend(walkers_of::<Address6>());
     all
 }
 
-fn walkers_of<A: maps::MapAddress>() -> [Walker; 10] {
+fn walkers_of<A: maps::MapAddress>() -> [Walker; 12] {
     [
+        (SERVICES_MAP, A::SUFFIX, |data| {
+            hash::<ServiceKey<A>, Service<A>>(data)
+        }),
+        (BACKENDS_MAP, A::SUFFIX, |data| {
+            hash::<BackendKey, Backend<A>>(data)
+        }),
         (STREAMS_MAP, A::SUFFIX, |data| {
             let map: Array<MapData, Stream<A>> = Map::from_map_data(data).ok()?.try_into().ok()?;
             Some(maps::streams(&map).ok()?.len())

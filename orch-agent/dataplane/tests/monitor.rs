@@ -223,7 +223,10 @@ async fn look(place: &Place) {
     assert!(value(&text, "orch_dataplane_map_capacity{map=\"ORCH_SERVICES4\"}") > 1000.0);
     assert!(value(&text, "orch_dataplane_map_memory_bytes{map=\"ORCH_CONNTRACK4\"}") > 0.0);
     until("the tables are counted in the background", || {
-        metrics(&dataplane).contains("orch_dataplane_map_entries{map=\"ORCH_ENDPOINTS4\"} 2")
+        let text = metrics(&dataplane);
+        ["ENDPOINTS4\"} 2", "BACKENDS4\"} 1", "SLOTS\"} "]
+            .iter()
+            .all(|rest| text.contains(&format!("orch_dataplane_map_entries{{map=\"ORCH_{rest}")))
     })
     .await;
 }
