@@ -450,6 +450,14 @@ fn session_affinity_lasts_its_timeout() -> Result<()> {
     cases.finish()
 }
 
+/// The first and the last line of a client.
+fn ends(lines: &[String]) -> Result<(&str, &str)> {
+    let [first, .., last] = lines else {
+        bail!("it says no more than {lines:?}")
+    };
+    Ok((first, last))
+}
+
 #[test]
 fn backends_that_go() -> Result<()> {
     let ns = Namespace::create("backends")?;
@@ -475,19 +483,13 @@ fn backends_that_go() -> Result<()> {
             // Gone without a word: nothing closes its connections from its side.
             ns.kubectl(&["delete", "pod", "one", "--grace-period=0", "--force"])?;
             let lines = udp.lines()?;
-            let (first, last) = (
-                lines.first().context("no line")?,
-                lines.last().context("no line")?,
-            );
+            let (first, last) = ends(&lines)?;
             ensure(first.contains(" one ") && last.contains(" two "), || {
                 format!("a UDP socket began with {first} and ended with {last}")
             })?;
             for held in dead {
                 let lines = held.lines()?;
-                let (first, last) = (
-                    lines.first().context("no line")?,
-                    lines.last().context("no line")?,
-                );
+                let (first, last) = ends(&lines)?;
                 ensure(
                     first.contains(" one ") && last.contains(" ! ") && !last.contains("timed out"),
                     || format!("a connection to the dead backend began with {first} and ended with {last}"),

@@ -31,7 +31,7 @@ pub struct Options {
 
 /// How many nodes the cluster's tests name.
 const NODES: u8 = 3;
-/// Files of tests, and of those the tests that are left out.
+/// Files of tests, all where none is named, and of those the tests that are left out.
 struct Part {
     files: &'static [&'static str],
     without: &'static [&'static str],

@@ -214,17 +214,7 @@ impl Programs {
             let has_vlans = uplinks
                 .iter()
                 .any(|other| other.kind == Kind::Vlan(interface.index));
-            let xdp = if xdp == XdpMode::Generic && has_vlans {
-                // It would not see a tag that the driver has taken out, and the frame keeps it where it is sent back.
-                tracing::warn!(
-                    interface = interface.name,
-                    "generic XDP cannot tell packets of the interface's VLANs: services are translated at tc"
-                );
-                XdpMode::Off
-            } else {
-                xdp
-            };
-            keep.extend(self.attach_driver(&folder, interface, xdp)?);
+            keep.extend(self.attach_driver(&folder, interface, has_vlans, xdp)?);
         }
         for prefix in ["uplink_", "xdp_"] {
             for name in links::list(&folder, prefix)? {
@@ -241,6 +231,7 @@ impl Programs {
         &self,
         folder: &Path,
         interface: &Interface,
+        has_vlans: bool,
         mode: XdpMode,
     ) -> Result<Option<String>, DataplaneError> {
         let name = pin_name(&interface.name);
@@ -248,6 +239,14 @@ impl Programs {
         let (pin, target) = match (mode, interface.kind) {
             // What comes by a VLAN interface has passed the interface below it.
             (XdpMode::Off, _) | (_, Kind::Vlan(_)) | (XdpMode::Auto, Kind::Veth) => return Ok(None),
+            // It would not see a tag that the driver has taken out, and the frame keeps it where it is sent back.
+            (XdpMode::Generic, _) if has_vlans => {
+                tracing::warn!(
+                    interface = interface.name,
+                    "generic XDP cannot tell packets of the interface's VLANs: services are translated at tc"
+                );
+                return Ok(None);
+            }
             (XdpMode::Generic, _) => (generic, Target::Generic(interface.index)),
             (XdpMode::Auto | XdpMode::Native, _) => (native, Target::Driver(interface.index)),
         };

@@ -97,9 +97,14 @@ pub fn find<A: Family>(parsed: &Parsed<A>) -> Option<&'static Conntrack<A>> {
 /// `tuple`; zero where it has asked for no service.
 #[inline(never)]
 pub fn asked_backend<A: Family>(tuple: &Tuple<A>) -> u32 {
-    let answer = answer_to(tuple).and_then(|answer| flow_table::find(answer));
-    let answer = answer.filter(|entry| entry.kind == KIND_SERVICE && is_reply(entry));
+    let answer = answer_to(tuple).and_then(|answer| service_answer(answer));
     answer.map_or(0, |entry| entry.backend)
+}
+
+/// The entry of a service's answers that carry this tuple.
+#[inline(always)]
+fn service_answer<A: Family>(tuple: &Tuple<A>) -> Option<&'static mut Conntrack<A>> {
+    flow_table::find(tuple).filter(|entry| entry.kind == KIND_SERVICE && is_reply(entry))
 }
 
 /// What a packet of a known flow becomes. A backend outside the cluster answers a pod through two flows: that by which the
@@ -115,12 +120,9 @@ pub fn becomes<A: Family>(parsed: &Parsed<A>, known: &'static Conntrack<A>) -> &
 
 #[inline(never)]
 fn becomes_at_last<A: Family>(parsed: &Parsed<A>, known: &'static Conntrack<A>) -> &'static Tuple<A> {
-    let Some(entry) = flow_table::find(&known.becomes) else {
+    let Some(entry) = service_answer(&known.becomes) else {
         return &known.becomes;
     };
-    if entry.kind != KIND_SERVICE || !is_reply(entry) {
-        return &known.becomes;
-    }
     if parsed.ports != Ports::Error {
         note(&known.becomes, entry, parsed);
     }

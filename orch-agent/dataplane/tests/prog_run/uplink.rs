@@ -31,6 +31,18 @@ fn opens_to_other(name: &'static str, sent: Packet, world: &World) -> Case {
     )
 }
 
+/// An answer from outside that reaches the pod as another packet.
+fn answers_pod(name: &'static str, answer: Packet, arrived: Packet) -> Case {
+    turns(
+        name,
+        At::FromUplink,
+        answer,
+        REDIRECT,
+        arrived,
+        &[Translated, ToPod],
+    )
+}
+
 /// A packet that passes to the stack, counted as without a backend.
 fn refused_by_the_stack(name: &'static str, sent: Packet) -> Case {
     let mut case = passes(name, At::FromUplink, sent);
@@ -262,17 +274,7 @@ fn pods_are_masqueraded_and_get_their_answers() {
             );
             let answer = left.answer();
             let arrived = answer.to((world.pod, 4000)).with_macs(POD_MACS);
-            bench.check(
-                world,
-                &turns(
-                    "the answer",
-                    At::FromUplink,
-                    answer,
-                    REDIRECT,
-                    arrived,
-                    &[Translated, ToPod],
-                ),
-            );
+            bench.check(world, &answers_pod("the answer", answer, arrived));
         }
         // What has no port gets the node's address.
         let sent = world.packet(IP_IN_IP, (world.pod, 0), (world.client, 0));
@@ -290,17 +292,7 @@ fn pods_are_masqueraded_and_get_their_answers() {
         );
         let answer = world.packet(IP_IN_IP, (world.client, 0), (world.node, 0));
         let arrived = answer.to((world.pod, 0)).with_macs(POD_MACS);
-        bench.check(
-            world,
-            &turns(
-                "its answer",
-                At::FromUplink,
-                answer,
-                REDIRECT,
-                arrived,
-                &[Translated, ToPod],
-            ),
-        );
+        bench.check(world, &answers_pod("its answer", answer, arrived));
         // A client that routes to pods by itself has asked for the pod's own address.
         let answer = world.by_pod(TCP, (world.client, 55_000)).with_flags(SYN | ACK);
         bench.check(world, &passes("an answer to a client", At::ToUplink, answer));
@@ -343,17 +335,7 @@ fn a_backend_outside_answers_a_pod_in_the_services_name() {
                 assert_eq!((verdict, seen.source.0), (PASS, world.node), "{}", world.name);
                 let answer = routed.from(seen.source).answer();
                 let arrived = sent.answer().with_macs(POD_MACS);
-                bench.check(
-                    world,
-                    &turns(
-                        "the answer",
-                        At::FromUplink,
-                        answer,
-                        REDIRECT,
-                        arrived,
-                        &[Translated, ToPod],
-                    ),
-                );
+                bench.check(world, &answers_pod("the answer", answer, arrived));
             }
         }
     }
